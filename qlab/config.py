@@ -59,8 +59,12 @@ class QuantSpec:
         if self.signed is None:
             object.__setattr__(self, "signed", self.symmetric)
         grouped = self.granularity == "group"
-        if grouped and (isinstance(self.group_size, bool) or not isinstance(self.group_size, int) or self.group_size < 2):
-            raise InvalidConfig(f"{self.qscheme} needs group_size, a whole number from 2 up; it is {self.group_size!r}.")
+        if grouped and (
+            isinstance(self.group_size, bool) or not isinstance(self.group_size, int) or self.group_size < 2
+        ):
+            raise InvalidConfig(
+                f"{self.qscheme} needs group_size, a whole number from 2 up; it is {self.group_size!r}."
+            )
         if not grouped and self.group_size is not None:
             raise InvalidConfig(f"group_size is {self.group_size!r} but {self.qscheme} has no groups: leave it out.")
 
@@ -121,7 +125,9 @@ class QConfig:
         if self.weight is not None and not WEIGHT_BITS[0] <= self.weight.bits <= WEIGHT_BITS[1]:
             raise InvalidConfig(f"weights have 2 to 8 bits; {self.weight.bits} were asked for.")
         if self.weight is not None and self.weight.observer == "moving_average":
-            raise InvalidConfig("a weight is one constant tensor, so a moving average over batches means nothing: use min_max.")
+            raise InvalidConfig(
+                "a weight is one constant tensor, so a moving average over batches means nothing: use min_max."
+            )
         if self.mode == "weight_only":
             if self.weight is None:
                 raise InvalidConfig("mode weight_only needs a weight spec.")
@@ -248,5 +254,7 @@ def _build(cls: type, d: Mapping[str, Any], what: str) -> Any:
     d = _mapping(d, what)
     unknown = set(d) - set(cls.__dataclass_fields__)  # type: ignore[attr-defined]
     if unknown:
-        raise InvalidConfig(f"a {what} has no field {', '.join(sorted(unknown))}: it has {', '.join(cls.__dataclass_fields__)}.")  # type: ignore[attr-defined]
+        raise InvalidConfig(
+            f"a {what} has no field {', '.join(sorted(unknown))}: it has {', '.join(cls.__dataclass_fields__)}."
+        )  # type: ignore[attr-defined]
     return cls(**d)
