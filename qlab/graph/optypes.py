@@ -25,7 +25,7 @@ _ROLES: dict[Role, tuple[str, ...]] = {
     "weighted": ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "linear"),
     "compute": (
         "matmul", "add", "mul", "cat", "avg_pool",
-        "gelu", "silu", "hardswish", "hardsigmoid", "leaky_relu", "elu", "mish", "softplus",
+        "relu6", "clamp", "gelu", "silu", "hardswish", "hardsigmoid", "leaky_relu", "elu", "mish", "softplus",
     ),
     "fixed": ("sigmoid", "softmax", "tanh"),
     "recurrent": ("lstm", "gru"),
