@@ -1,0 +1,286 @@
+"""`convert`: a float model, a config and a calibration become a quantized model, simulated with fake quantization."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from qlab.calibration import Calibration
+from qlab.config import QConfigMapping
+from qlab.errors import DataMismatch, InvalidConfig, NonFinite, NotObserved
+from qlab.graph.capture import Model
+from qlab.graph.lower import attribute
+from qlab.graph.ops import op_type, packet_name
+from qlab.graph.placement import ActivationPoint, LedgerRow, Placement, WeightPoint, place
+from qlab.graph.recurrent import DynamicFakeQuantize, DynamicRecurrent
+from qlab.quant.fake_quant import fake_quantize, relu_fake_quantize
+from qlab.quant.qparams import QParams, choose_qparams, fixed_qparams
+from qlab.quant.tensor import QuantizedTensor
+
+
+@dataclass(frozen=True)
+class SizeReport:
+    """Bytes of a model, by part. codes are packed at their bit width; float_bytes is the model before."""
+
+    float_bytes: int
+    codes: int
+    scales: int
+    zero_points: int
+    float_rest: int
+
+    @property
+    def quantized_bytes(self) -> int:
+        return self.codes + self.scales + self.zero_points + self.float_rest
+
+    def to_dict(self) -> dict[str, int]:
+        return {
+            "float": self.float_bytes, "quantized": self.quantized_bytes, "codes": self.codes, "scales": self.scales,
+            "zero_points": self.zero_points, "float_rest": self.float_rest,
+        }  # fmt: skip
+
+
+class FakeQuantize(nn.Module):
+    """Puts an activation on its grid. scale and zero_point are buffers: writing to them changes the forward."""
+
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(self, qparams: QParams, *, after_relu: bool = False):
+        super().__init__()
+        self.register_buffer("scale", qparams.scale.clone())
+        self.register_buffer("zero_point", qparams.zero_point.clone())
+        self.quant_min, self.quant_max, self.axis = qparams.quant_min, qparams.quant_max, qparams.axis
+        self.after_relu = after_relu
+
+    @property
+    def qparams(self) -> QParams:
+        return QParams(self.scale, self.zero_point, self.quant_min, self.quant_max, self.axis, None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return relu_fake_quantize(x, self.qparams) if self.after_relu else fake_quantize(x, self.qparams)
+
+    def extra_repr(self) -> str:
+        return f"[{self.quant_min}, {self.quant_max}], after_relu={self.after_relu}"
+
+
+class QuantizedModel:
+    """A model quantized as its mapping says. Calling it runs the simulation in torch.
+
+    ledger: one row per op. weights: layer -> QuantizedTensor, whose buffers are the truth the forward reads.
+    activations: tensor name -> FakeQuantize. outputs: layer -> name of the tensor at the end of its unit;
+    output_nodes: that tensor -> the node that gives it in the quantized graph.
+    unmatched: rules of the mapping that no op matched.
+    """
+
+    def __init__(
+        self, model: Model, mapping: QConfigMapping, graph_module: fx.GraphModule, placement: Placement,
+        weights: Mapping[str, QuantizedTensor], activations: Mapping[str, FakeQuantize], ledger: list[LedgerRow],
+        output_nodes: Mapping[str, fx.Node],
+    ):  # fmt: skip
+        self.model = model
+        self.mapping = mapping
+        self.graph_module = graph_module
+        self.ledger = tuple(ledger)
+        self.weights = dict(weights)
+        self.activations = dict(activations)
+        self.outputs = dict(placement.outputs)
+        self.output_nodes = dict(output_nodes)
+        self.unmatched = placement.unmatched
+
+    def __call__(self, *inputs: Tensor) -> Any:
+        with torch.no_grad():
+            return self.graph_module(*inputs)
+
+    @property
+    def name(self) -> str:
+        return self.model.name
+
+    @property
+    def inputs(self) -> tuple[Any, ...]:
+        return self.model.inputs
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Every stored tensor: codes, scales, zero points, and what stays float. The tensors are the live ones."""
+        return self.graph_module.state_dict()
+
+    @property
+    def size(self) -> SizeReport:
+        """Bytes stored: packed codes, scales (float32), zero points, and the constants that stay float."""
+        codes = scales = zero_points = 0
+        for tensor in {id(t): t for t in self.weights.values()}.values():
+            part = tensor.size_breakdown()
+            codes, scales, zero_points = codes + part.codes, scales + part.scales, zero_points + part.zero_points
+        for point in self.activations.values():
+            scales += 4 * point.scale.numel()
+            zero_points += point.zero_point.numel() * (1 if point.quant_max - point.quant_min < 256 else 2)
+        gm = self.graph_module
+        rest = [*gm._parameters.values(), *gm._buffers.values()]
+        float_rest = sum(p.numel() * p.element_size() for p in rest if p is not None)
+        return SizeReport(self.model.float_bytes, codes, scales, zero_points, float_rest)
+
+
+def convert(model: Model, mapping: QConfigMapping, calib: Calibration | None = None) -> QuantizedModel:
+    """Quantize a model; `model` itself is not changed.
+
+    calib may be None when no op needs a static range.
+    Raises NotObserved naming the tensor when a range is needed and was not observed, InvalidConfig, NonFinite.
+    """
+    if not isinstance(mapping, QConfigMapping):
+        raise InvalidConfig("mapping must be a QConfigMapping; qlab.presets has some by name.")
+    if calib is not None and calib.model_hash != model.content_hash:
+        raise DataMismatch("this calibration is of another model: calibrate this one.")
+    placement = place(model, mapping, calib.infinite if calib is not None else None)
+    return _Converter(model, mapping, calib, placement).run()
+
+
+class _Converter:
+    def __init__(self, model: Model, mapping: QConfigMapping, calib: Calibration | None, placement: Placement):
+        self.model, self.mapping, self.calib, self.placement = model, mapping, calib, placement
+        self.graph = fx.Graph()
+        self.copy_of: dict[fx.Node, fx.Node] = {}
+        output = self.graph.graph_copy(model.graph_module.graph, self.copy_of)
+        self.graph.output(output)
+        # the constants are shared with the float model and never written to
+        self.gm = fx.GraphModule(model.graph_module, self.graph, class_name="QuantizedGraph")
+        self.copy_of = dict(zip(model.graph_module.graph.nodes, self.gm.graph.nodes, strict=True))
+        self.notes: dict[str, list[str]] = {}
+        self.at_source: dict[str, fx.Node] = {}
+
+    def run(self) -> QuantizedModel:
+        weights = self._weights()
+        activations = self._activations()
+        self._dynamic()
+        self.gm.graph.eliminate_dead_code()
+        _drop_unused(self.gm)
+        self.gm.graph.lint()
+        self.gm.recompile()
+        ledger = [replace(r, notes=(*r.notes, *self.notes.get(r.layer, ()))) for r in self.placement.ledger]
+        ends = set(self.placement.outputs.values())
+        output_nodes = {t: self.at_source.get(t, self.copy_of[self.model.node(t)]) for t in ends}
+        return QuantizedModel(
+            self.model, self.mapping, self.gm, self.placement, weights, activations, ledger, output_nodes
+        )
+
+    def _weights(self) -> dict[str, QuantizedTensor]:
+        shared: dict[tuple[Any, ...], tuple[str, QuantizedTensor]] = {}
+        out: dict[str, QuantizedTensor] = {}
+        for point in self.placement.weights:
+            key = (point.constant.target, repr(point.spec), point.axis)
+            if key not in shared:
+                shared[key] = self._quantize(point)
+            target, tensor = shared[key]
+            out[point.layer] = tensor
+            node = self.copy_of[point.node]
+            old = self.copy_of[point.constant]
+            with self.gm.graph.inserting_before(node):
+                new = self.gm.graph.call_module(target)
+            new.meta = dict(old.meta)
+            node.replace_input_with(old, new)
+        return out
+
+    def _quantize(self, point: WeightPoint) -> tuple[str, QuantizedTensor]:
+        weight = attribute(self.model.graph_module, point.constant)
+        assert weight is not None
+        weight = weight.detach().float()
+        if not bool(torch.isfinite(weight).all()):
+            raise NonFinite(f"weight {point.tensor!r} holds NaN or Inf: the model is broken before quantization.")
+        qparams = choose_qparams(weight, point.spec, axis=point.axis)
+        dead = int((weight.transpose(0, point.axis).reshape(weight.shape[point.axis], -1) == 0).all(1).sum())
+        if dead:
+            self.notes.setdefault(point.layer, []).append(
+                f"{dead} of {weight.shape[point.axis]} channels of {point.tensor} are all zero: "
+                "their scale is the smallest allowed"
+            )
+        tensor = QuantizedTensor.from_float(weight, qparams)
+        return self._add_module("wq", point.tensor, tensor), tensor
+
+    def _activations(self) -> dict[str, FakeQuantize]:
+        out: dict[str, FakeQuantize] = {}
+        for point in self.placement.activations:
+            node = self.copy_of[point.node]
+            fuse_relu = self._is_private_relu(node, point)
+            module = FakeQuantize(self._qparams(point), after_relu=fuse_relu)
+            target = self._add_module("aq", point.tensor, module)
+            source: fx.Node = node.args[0] if fuse_relu else node  # type: ignore[assignment]
+            with self.gm.graph.inserting_after(node):
+                new = self.gm.graph.call_module(target, (source,))
+            new.meta = dict(node.meta)
+            if point.consumers is None:
+                self.at_source[point.tensor] = new
+            readers = None if point.consumers is None else {self.copy_of[c] for c in point.consumers}
+            node.replace_all_uses_with(
+                new,
+                delete_user_cb=lambda user, new=new, readers=readers: (
+                    user is not new and (readers is None or user in readers)
+                ),
+            )
+            out[self._free_key(out, point)] = module
+        return out
+
+    def _free_key(self, taken: Mapping[str, Any], point: ActivationPoint) -> str:
+        if point.tensor not in taken:
+            return point.tensor
+        assert point.consumers is not None
+        return f"{point.tensor} -> {self.model.names[point.consumers[0]]}"
+
+    def _is_private_relu(self, node: fx.Node, point: ActivationPoint) -> bool:
+        return point.consumers is None and node.op == "call_function" and packet_name(node) == "relu"
+
+    def _qparams(self, point: ActivationPoint) -> QParams:
+        if point.kind == "fixed":
+            return fixed_qparams(op_type(point.node), point.spec)
+        if point.kind == "constant":
+            value = attribute(self.model.graph_module, point.node)
+            assert value is not None
+            return choose_qparams(value.detach().float(), point.spec, axis=point.axis or 0)
+        if self.calib is None:
+            raise NotObserved(
+                f"tensor {point.tensor!r} needs a static range and was never observed: calibrate the model first."
+            )
+        stats = self.calib[point.tensor]
+        qparams = choose_qparams(stats, point.spec)
+        if stats.minimum == stats.maximum == 0:
+            self.notes.setdefault(point.tensor, []).append(
+                "every value seen in calibration is zero: the scale is the smallest allowed"
+            )
+        elif stats.minimum == stats.maximum:
+            self.notes.setdefault(point.tensor, []).append(f"every value seen in calibration is {stats.minimum:.3g}")
+        return replace(qparams, axis=point.axis) if qparams.scale.ndim else qparams
+
+    def _dynamic(self) -> None:
+        for point in self.placement.dynamic:
+            node = self.copy_of[point.node]
+            kind = op_type(point.node)
+            if kind in ("lstm", "gru"):
+                target = self._add_module("dq", point.layer, DynamicRecurrent(kind, point.spec))
+                with self.gm.graph.inserting_before(node):
+                    new = self.gm.graph.call_module(target, node.args)
+                new.meta = dict(node.meta)
+                node.replace_all_uses_with(new)
+                self.gm.graph.erase_node(node)
+                continue
+            source: fx.Node = node.args[0]  # type: ignore[assignment]
+            target = self._add_module("dq", point.layer, DynamicFakeQuantize(point.spec))
+            with self.gm.graph.inserting_before(node):
+                new = self.gm.graph.call_module(target, (source,))
+            new.meta = dict(source.meta)
+            node.args = (new, *node.args[1:])
+
+    def _add_module(self, prefix: str, name: str, module: nn.Module) -> str:
+        stem = f"{prefix}_" + "".join(c if c.isalnum() else "_" for c in name)
+        target, i = stem, 1
+        while hasattr(self.gm, target):
+            target, i = f"{stem}_{i}", i + 1
+        self.gm.add_submodule(target, module)
+        return target
+
+
+def _drop_unused(gm: fx.GraphModule) -> None:
+    used = {str(n.target) for n in gm.graph.nodes if n.op == "get_attr"}
+    for store in (gm._parameters, gm._buffers):
+        for name in [n for n in store if n not in used]:
+            del store[name]

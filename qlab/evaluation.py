@@ -1,0 +1,312 @@
+"""How good a model is on data, and how far a quantized one is from its float original."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from qlab.calibration import Progress
+from qlab.conversion import QuantizedModel
+from qlab.data import Dataset
+from qlab.errors import DataMismatch, InvalidConfig, NonFinite
+from qlab.graph.capture import Model
+
+BACKENDS = ("simulated",)
+SQNR_SAMPLES = 256
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one model does on one data set.
+
+    accuracy: share of right predictions in 0..1, with its 95 % Wilson interval; None without labels.
+    agreement: share of predictions equal to the reference's; None without a reference.
+    sqnr: layer -> signal to quantization noise of its output in dB, errors of earlier layers included.
+    predictions [n] (or [n, positions]); n counts samples, predicted counts predictions.
+    """
+
+    accuracy: float | None
+    accuracy_interval: tuple[float, float] | None
+    agreement: float | None
+    sqnr: Mapping[str, float]
+    n: int
+    predicted: int
+    predictions: np.ndarray | None = field(repr=False)
+    backend: str = "simulated"
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "accuracy": self.accuracy,
+            "accuracy_interval": list(self.accuracy_interval) if self.accuracy_interval else None,
+            "agreement": self.agreement,
+            "sqnr": {k: _finite_or_none(v) for k, v in self.sqnr.items()},
+            "n": self.n,
+            "predicted": self.predicted,
+            "predictions": None if self.predictions is None else self.predictions.tolist(),
+            "backend": self.backend,
+        }
+
+    @classmethod
+    def from_dict(cls, d: Mapping[str, Any]) -> Evaluation:
+        interval = d["accuracy_interval"]
+        return cls(
+            accuracy=d["accuracy"],
+            accuracy_interval=(interval[0], interval[1]) if interval else None,
+            agreement=d["agreement"],
+            sqnr={k: math.inf if v is None else v for k, v in d["sqnr"].items()},
+            n=d["n"],
+            predicted=d["predicted"],
+            predictions=None if d["predictions"] is None else np.asarray(d["predictions"]),
+            backend=d["backend"],
+        )
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Float against quantized on the same samples.
+
+    lost: right before, wrong after; gained: the other way; changed: predictions that differ at all.
+    p: exact McNemar test, two-sided; None without labels. Indices count predictions in evaluation order.
+    """
+
+    lost: int
+    gained: int
+    changed: int
+    n: int
+    p: float | None
+    lost_indices: tuple[int, ...]
+    gained_indices: tuple[int, ...]
+    changed_indices: tuple[int, ...]
+
+    @property
+    def significant(self) -> bool | None:
+        return None if self.p is None else self.p < 0.05
+
+    @property
+    def verdict(self) -> str:
+        """The paired comparison in words."""
+        if self.p is None:
+            return f"{self.changed} of {self.n} predictions changed; without labels nothing says which are better."
+        if self.changed == 0:
+            return f"every prediction is the same on {self.n:,} samples"
+        if not self.significant:
+            return f"not distinguishable from float on {self.n:,} samples (p = {self.p:.2g})"
+        direction = "worse" if self.lost > self.gained else "better"
+        return f"{direction} than float, beyond chance on {self.n:,} samples (p = {self.p:.2g})"
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "lost": self.lost, "gained": self.gained, "changed": self.changed, "n": self.n, "p": self.p,
+            "significant": self.significant, "verdict": self.verdict, "lost_indices": list(self.lost_indices),
+            "gained_indices": list(self.gained_indices), "changed_indices": list(self.changed_indices),
+        }  # fmt: skip
+
+
+def evaluate(
+    model_or_qmodel: Model | QuantizedModel, data: Dataset, reference: Model | Evaluation | None = None,
+    batch_size: int = 64, backend: str = "simulated", progress: Progress | None = None, *,
+    sqnr_samples: int = SQNR_SAMPLES,
+) -> Evaluation:  # fmt: skip
+    """Run the evaluation part of the data and measure.
+
+    reference: what agreement is measured against; a QuantizedModel is compared with its own float model unless an
+    Evaluation of it is given, which saves running it again. SQNR per layer is measured on the first `sqnr_samples`.
+    Raises DataMismatch (labels that do not fit), NonFinite (naming the first batch), InvalidConfig.
+    """
+    if backend not in BACKENDS:
+        raise InvalidConfig(f"backend {backend!r} is not known: use one of {', '.join(BACKENDS)}.")
+    part = data.evaluation
+    if len(part) == 0:
+        raise DataMismatch("there is no evaluation data: give at least one sample.")
+    quantized = isinstance(model_or_qmodel, QuantizedModel)
+    model = model_or_qmodel.model if isinstance(model_or_qmodel, QuantizedModel) else model_or_qmodel
+    if reference is None and quantized:
+        reference = model
+    size = model.fixed_batch or batch_size
+    total = -(-len(part) // size)
+    taps = _Taps(model_or_qmodel) if isinstance(model_or_qmodel, QuantizedModel) and sqnr_samples > 0 else None
+    runs_reference = isinstance(reference, Model) and reference is not model_or_qmodel
+    predictions: list[np.ndarray] = []
+    of_reference: list[np.ndarray] = []
+    stage = f"evaluate {'quantized' if quantized else 'float'}"
+    done = 0
+    for number, (_, inputs, targets) in enumerate(part.batches(size)):
+        if progress is not None:
+            progress(stage, number, total)
+        count = len(inputs[0])
+        inputs = _pad(inputs, size) if model.fixed_batch and count < size else inputs
+        model.check_inputs(inputs)
+        own_float = None
+        if taps is not None and done < sqnr_samples:
+            output, own_float = taps.run(inputs)
+        else:
+            output = model_or_qmodel(*inputs)
+        predictions.append(_predict(output, targets, count, f"batch {number}, samples {done} to {done + count - 1}"))
+        if runs_reference:
+            known = own_float is not None and reference is model
+            of_reference.append(
+                _predict(own_float if known else reference(*inputs), targets, count, f"batch {number} of the reference")
+            )
+        done += count
+    if progress is not None:
+        progress(stage, total, total)
+    all_predictions = np.concatenate(predictions)
+    against = (
+        reference.predictions
+        if isinstance(reference, Evaluation)
+        else np.concatenate(of_reference)
+        if of_reference
+        else None
+    )
+    accuracy = interval = None
+    if part.targets is not None:
+        _check_labels(all_predictions, part.targets)
+        right = int((all_predictions == part.targets).sum())
+        accuracy = right / all_predictions.size
+        interval = wilson_interval(right, all_predictions.size)
+    agreement = None
+    if against is not None and against.shape == all_predictions.shape:
+        agreement = float((against == all_predictions).mean())
+    return Evaluation(
+        accuracy,
+        interval,
+        agreement,
+        taps.sqnr() if taps else {},
+        len(part),
+        all_predictions.size,
+        all_predictions,
+        backend,
+    )
+
+
+def compare(reference: Evaluation, other: Evaluation, targets: np.ndarray | None) -> Comparison:
+    """Paired comparison of two evaluations of the same samples. Raises DataMismatch when they are not."""
+    if (
+        reference.predictions is None
+        or other.predictions is None
+        or reference.predictions.shape != other.predictions.shape
+    ):
+        raise DataMismatch("only evaluations of the same samples can be compared.")
+    a, b = reference.predictions.ravel(), other.predictions.ravel()
+    changed = np.flatnonzero(a != b)
+    if targets is None:
+        return Comparison(0, 0, len(changed), a.size, None, (), (), tuple(map(int, changed)))
+    t = np.asarray(targets).ravel()
+    lost, gained = np.flatnonzero((a == t) & (b != t)), np.flatnonzero((a != t) & (b == t))
+    return Comparison(
+        len(lost), len(gained), len(changed), a.size, mcnemar(len(lost), len(gained)),
+        tuple(map(int, lost)), tuple(map(int, gained)), tuple(map(int, changed)),
+    )  # fmt: skip
+
+
+def wilson_interval(right: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
+    """95 % score interval of a share. Source: Wilson 1927."""
+    if n == 0:
+        return 0.0, 1.0
+    p = right / n
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def mcnemar(lost: int, gained: int) -> float:
+    """Exact two-sided p that flips this uneven come by chance. Source: McNemar 1947, binomial form."""
+    n, k = lost + gained, min(lost, gained)
+    if n == 0:
+        return 1.0
+    tail = sum(math.comb(n, i) for i in range(k + 1))
+    return min(1.0, 2 * tail / 2**n)
+
+
+class _Taps:
+    """Runs float and quantized side by side and adds up signal and noise of each quantized unit's output."""
+
+    def __init__(self, qmodel: QuantizedModel):
+        self.qmodel = qmodel
+        self.layers_of: dict[str, list[str]] = {}
+        for layer, tensor in qmodel.outputs.items():
+            self.layers_of.setdefault(tensor, []).append(layer)
+        self.float_nodes = {qmodel.model.node(tensor): tensor for tensor in self.layers_of}
+        self.quantized_nodes = {qmodel.output_nodes[tensor]: tensor for tensor in self.layers_of}
+        self.signal = dict.fromkeys(self.layers_of, 0.0)
+        self.noise = dict.fromkeys(self.layers_of, 0.0)
+
+    def run(self, inputs: tuple[Tensor, ...]) -> tuple[Any, Any]:
+        kept: dict[str, Tensor] = {}
+        with torch.no_grad():
+            reference = _Tapped(
+                self.qmodel.model.graph_module, self.float_nodes, lambda name, x: kept.__setitem__(name, x)
+            ).run(*inputs)
+            output = _Tapped(
+                self.qmodel.graph_module, self.quantized_nodes, lambda name, x: self._add(name, kept[name], x)
+            ).run(*inputs)
+        return output, reference
+
+    def _add(self, name: str, reference: Tensor, x: Tensor) -> None:
+        self.signal[name] += float(reference.double().square().sum())
+        self.noise[name] += float((reference.double() - x.double()).square().sum())
+
+    def sqnr(self) -> dict[str, float]:
+        out = {}
+        for tensor, layers in self.layers_of.items():
+            signal, noise = self.signal[tensor], self.noise[tensor]
+            value = math.inf if noise == 0 else 10 * math.log10(signal / noise) if signal > 0 else -math.inf
+            out.update(dict.fromkeys(layers, value))
+        order = {layer: i for i, layer in enumerate(self.qmodel.outputs)}
+        return dict(sorted(out.items(), key=lambda kv: order[kv[0]]))
+
+
+class _Tapped(fx.Interpreter):
+    def __init__(self, gm: fx.GraphModule, taps: Mapping[fx.Node, str], see: Callable[[str, Tensor], None]):
+        super().__init__(gm)
+        self.taps, self.see = taps, see
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        name = self.taps.get(n)
+        if name is not None:
+            self.see(name, result[0] if isinstance(result, tuple) else result)
+        return result
+
+
+def _first_tensor(output: Any) -> Tensor:
+    return output if isinstance(output, Tensor) else output[0]
+
+
+def _predict(output: Any, targets: Tensor | None, count: int, where: str) -> np.ndarray:
+    """Class numbers from logits: over the last axis, or axis 1 for [N, C, ...] with labels [N, ...]; or a sign."""
+    logits = _first_tensor(output)[:count]
+    if not bool(torch.isfinite(logits).all()):
+        raise NonFinite(
+            f"the output of the model holds NaN or Inf in {where}: "
+            "look at the data and at the ranges of the last layers."
+        )
+    if logits.ndim == 1 or (logits.ndim == 2 and logits.shape[1] == 1):
+        return (logits.reshape(-1) > 0).long().numpy()
+    if targets is not None and logits.ndim > 2 and targets.shape == (logits.shape[0], *logits.shape[2:]) \
+            and targets.shape != logits.shape[:-1]:  # fmt: skip
+        return logits.argmax(1).numpy()
+    return logits.argmax(-1).numpy()
+
+
+def _check_labels(predictions: np.ndarray, targets: np.ndarray) -> None:
+    if predictions.shape != targets.shape:
+        raise DataMismatch(
+            f"the labels are {list(targets.shape)}, the model predicts {list(predictions.shape)}: "
+            "give one class number for each prediction."
+        )
+
+
+def _pad(inputs: tuple[Tensor, ...], size: int) -> tuple[Tensor, ...]:
+    """Fill a last batch up with copies of its last sample, for models that take one batch size only."""
+    return tuple(torch.cat([x, x[-1:].expand(size - len(x), *x.shape[1:])]) for x in inputs)
+
+
+def _finite_or_none(value: float) -> float | None:
+    return value if math.isfinite(value) else None
