@@ -15,10 +15,9 @@ from qlab.data import Dataset
 from qlab.errors import BadUpload, DataMismatch, NonFinite, NotObserved
 from qlab.graph.capture import Model
 from qlab.graph.ops import SAME_VALUES, channel_axis, is_float, op_type, packet_name
-from qlab.quant.stats import StatsCollector, TensorStats
+from qlab.quant.stats import SAMPLES_PER_BATCH, StatsCollector, TensorStats
 
 Progress = Callable[[str, int, int], None]
-SAMPLES_PER_BATCH = 65_536
 
 
 class Calibration(Mapping[str, TensorStats]):

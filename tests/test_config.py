@@ -78,9 +78,7 @@ def test_an_invalid_qconfig_cannot_exist(fields, says):
 
 
 def test_the_most_specific_rule_wins():
-    exact, pattern, wider, kind, default = (
-        QConfig(weight=W8.replace(bits=b), activation=A8) for b in (2, 3, 4, 5, 6)
-    )
+    exact, pattern, wider, kind, default = (QConfig(weight=W8.replace(bits=b), activation=A8) for b in (2, 3, 4, 5, 6))
     mapping = QConfigMapping(
         default=default,
         by_type={"linear": kind},
@@ -105,7 +103,11 @@ def _some_specs():
     for qscheme in QSCHEMES:
         for observer in OBSERVERS:
             yield QuantSpec(
-                bits=5, qscheme=qscheme, observer=observer, group_size=16 if "group" in qscheme else None, narrow_range=True
+                bits=5,
+                qscheme=qscheme,
+                observer=observer,
+                group_size=16 if "group" in qscheme else None,
+                narrow_range=True,
             )
 
 
@@ -134,7 +136,9 @@ def test_presets_by_name_and_what_they_are():
         qlab.presets["x87"]
 
 
-@pytest.mark.parametrize("module", ["qlab", "qlab.config", "qlab.preset", "qlab.data", "qlab.lab.store", "qlab.metrics"])
+@pytest.mark.parametrize(
+    "module", ["qlab", "qlab.config", "qlab.preset", "qlab.data", "qlab.lab.store", "qlab.metrics"]
+)
 def test_light_modules_do_not_import_torch(module):
     code = f"import sys, {module}; assert 'torch' not in sys.modules; assert 'streamlit' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -181,27 +181,29 @@ def _parts_of_histogram(stats: TensorStats, qp: QParams) -> _Parts:
         d = u - k
         return k / 12 + d * d * d / 3
 
-    # The part of the bucket that is not clipped: its codes round into the range.
-    c0, c1 = np.clip(u0, low - 0.5, high + 0.5), np.clip(u1, low - 0.5, high + 0.5)
     span = np.where(point, 1.0, u1 - u0)
-    inside = np.where(point, u0 == c0, (c1 - c0) / span)
-    everything = (antiderivative(u1) - antiderivative(u0)) / span
-    rounding = (antiderivative(c1) - antiderivative(c0)) / span
-    at = values / scale
-    exact = (at - np.clip(np.rint(at), low, high)) ** 2
-    everything = np.where(point, exact, everything)
-    rounding = np.where(point, exact * inside, rounding)
+    mean = (antiderivative(u1) - antiderivative(u0)) / span
+    at = u0[point]
+    mean[point] = (at - np.clip(np.rint(at), low, high)) ** 2
     weight = count * scale * scale
     energy = count * (lower * lower + lower * upper + upper * upper) / 3
-    i0, i1 = c0 * scale, c1 * scale
-    kept_energy = np.where(point, energy * inside, count * (i1**3 - i0**3) / (3 * span * scale))
+    rounding, inside, kept_energy = mean.copy(), np.ones(len(mean)), energy.copy()
+    # Few buckets reach beyond the grid: of these, the part whose codes still round into it.
+    cut = (u0 < low - 0.5) | (u1 > high + 0.5)
+    if cut.any():
+        v0, v1 = u0[cut], u1[cut]
+        c0, c1 = np.clip(v0, low - 0.5, high + 0.5), np.clip(v1, low - 0.5, high + 0.5)
+        inside[cut] = np.where(point[cut], 0.0, (c1 - c0) / span[cut])
+        rounding[cut] = np.where(point[cut], 0.0, (antiderivative(c1) - antiderivative(c0)) / span[cut])
+        cubes = (c1 * c1 * c1 - c0 * c0 * c0) / (3 * span[cut])
+        kept_energy[cut] = np.where(point[cut], 0.0, count[cut] * cubes * scale * scale)
     return _Parts(
         lower,
         upper,
         count,
         energy,
         np.maximum(weight * rounding, 0.0),
-        np.maximum(weight * (everything - rounding), 0.0),
+        np.maximum(weight * (mean - rounding), 0.0),
         count * (1.0 - inside),
         np.clip(energy - kept_energy, 0.0, energy),
         np.clip(np.rint(u0), low, high) + zero_point,

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 OCTAVES = 32
 PER_OCTAVE = 1024
 SIDE = OCTAVES * PER_OCTAVE
-SAMPLES_PER_BATCH = 65_536
+SAMPLES_PER_BATCH = 32_768
+PENDING = 8 * SAMPLES_PER_BATCH  # bucket numbers kept until they are worth one pass over all the buckets
 
 _SHIFT = 13  # mantissa bits below a bucket: 23 - log2(PER_OCTAVE)
 _MAGNITUDE = np.int32(0x7FFFFFFF)
@@ -110,7 +111,7 @@ class TensorStats:
     """What is known of one tensor, over all batches seen.
 
     count            finite values seen; infinite: infinities seen and left out
-    sampled          values in the histogram and the moments; at most 65,536 of each batch
+    sampled          values in the histogram and the moments; at most 32,768 of each batch
     zeros            exact zeros among the sampled
     batch_index [B]  int64, ascending: index of the first sample of each batch
     batch_minimum, batch_maximum [B] float32: exact, over every finite value
@@ -350,6 +351,8 @@ class StatsCollector:
         self.samples_per_batch = samples_per_batch
         self.allow_infinite = allow_infinite
         self._counts = np.zeros(2 * SIDE, np.int64)
+        self._pending: list[NDArray[np.uint16]] = []
+        self._pending_size = 0
         self._top = OCTAVES - 1
         self._count = self._sampled = self._zeros = self._infinite = 0
         self._batches: list[tuple[int, float, float, float, float]] = []
@@ -441,6 +444,7 @@ class StatsCollector:
         # From the exact extremes, not from the sample: the top must not depend on which values were drawn.
         exponent = int(np.float32(magnitude).view(np.int32)) >> 23
         if exponent > self._top:
+            self._count_pending()
             _shift_down(self._counts, exponent - self._top)
             self._top = exponent
 
@@ -454,15 +458,24 @@ class StatsCollector:
         sign = bits >> 31
         sign &= SIDE
         index += sign
-        self._counts += np.bincount(index, minlength=2 * SIDE)
+        self._pending.append(index.astype(np.uint16))
+        self._pending_size += sample.size
+        if self._pending_size >= PENDING:
+            self._count_pending()
         self._sampled += sample.size
         wide = sample.astype(np.float64)
         total = float(wide.sum())
-        wide *= wide
+        wide *= wide  # a dot product would wake the threads of the BLAS, which fight with torch's
         return total, float(wide.sum())
+
+    def _count_pending(self) -> None:
+        if self._pending:
+            self._counts += np.bincount(np.concatenate(self._pending), minlength=2 * SIDE)
+            self._pending, self._pending_size = [], 0
 
     def finish(self) -> TensorStats:
         """What has been seen so far; the collector can go on."""
+        self._count_pending()
         order = sorted(range(len(self._batches)), key=lambda i: self._batches[i][0])
         columns = list(zip(*(self._batches[i] for i in order), strict=True)) or [()] * 5
         return TensorStats(

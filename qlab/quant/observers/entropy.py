@@ -55,6 +55,9 @@ def _histogram(d: Distribution, part: slice, largest: Floats, bins: int, folded:
         return (x / span if folded else (x / span + 1) / 2) * bins
 
     counts = np.ones(values.shape) if d.counts is None else d.counts[part]
+    # Zero lies on every grid, so its mass tells no two ranges apart; behind a ReLU it is half of all values and would
+    # make any cut look harmless (NVIDIA's calibrators overwrite the first bin for the same reason).
+    counts = np.where(values == 0, 0.0, counts)
     index = np.clip(position(values).astype(np.int64), 0, bins - 1)
     if d.widths is None:
         index += np.arange(rows)[:, None] * bins
@@ -106,6 +109,7 @@ def _best_cut(counts: NDArray[np.float64], levels: int, folded: bool) -> NDArray
         plogp += joint * np.log(np.maximum(joint, 1e-300)) - own * np.log(np.maximum(own, 1e-300))
         plogq += clipped * q
     # KL of the normalised: sum P/total (log P/total - log Q/inside)
+    total = np.maximum(total, SMOOTHING)
     divergence = (plogp - plogq) / total - np.log(total) + np.log(np.maximum(inside, SMOOTHING))
     best = np.argmin(divergence, axis=1)
     return reach[best] / half

@@ -1,0 +1,1 @@
+"""Measures of the engine against its peers, as ratios of two things in one run."""

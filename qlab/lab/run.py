@@ -1,0 +1,442 @@
+"""What the Run button does: load, check, calibrate, convert, evaluate, compare, store.
+
+Calibration and float evaluation depend on model and data alone. They are kept under the hash of both and taken from
+there by the next run, whatever its config.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+import qlab
+from qlab.calibration import Calibration, calibrate
+from qlab.config import QConfigMapping
+from qlab.conversion import QuantizedModel, convert
+from qlab.data import Dataset, Finding, check_against
+from qlab.errors import DataMismatch, RunFailed
+from qlab.evaluation import Comparison, Evaluation, compare, evaluate
+from qlab.graph.capture import Model
+from qlab.lab import sources
+from qlab.lab.experiment import Experiment
+from qlab.lab.progress import Progress, ProgressCallback, Stage
+from qlab.lab.store import Artifact, Headline, Run, Store, open_store
+from qlab.lab.tasks import describe_experiment, describe_prepare
+from qlab.lab.work import Outcome, Work, carry_out
+
+RESULT_VERSION = 1
+# Part of every key: raise it when statistics or evaluation change what they measure, or old ones would be taken.
+DERIVED_VERSION = 1
+CALIBRATION, FLOAT_EVALUATION, QUANTIZED_EVALUATION = "calibration", "float evaluation", "quantized evaluation"
+FLIPS_LISTED = 1000
+
+# Relative to a batch through the float network, to price the stages still to come before they have been timed.
+CALIBRATE_COST, QUANTIZED_COST = 1.5, 1.8
+LOAD, CHECK, CALIBRATE = "load", "check", "calibrate"
+EVALUATE_FLOAT, CONVERT, EVALUATE_QUANTIZED, COMPARE = "evaluate float", "convert", "evaluate quantized", "compare"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What needs no config: computed once for a model and its data.
+
+    *_artifact: hash of the file in the store.
+    """
+
+    calibration: Calibration
+    float_evaluation: Evaluation
+    calibration_artifact: str
+    evaluation_artifact: str
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a finished experiment found, as the objects the engine gave."""
+
+    reference: Evaluation
+    quantized: Evaluation
+    comparison: Comparison
+    size: Mapping[str, int]
+    ledger: Sequence[Mapping[str, Any]]
+    unmatched: Sequence[str]
+    findings: Sequence[Finding]
+    timings: Mapping[str, float]
+    versions: Mapping[str, str]
+
+
+# ---- for scripts -----------------------------------------------------------------------------------------------------
+
+
+def run(
+    experiment: Experiment,
+    progress: ProgressCallback | None = None,
+    store: Store | None = None,
+    run_id: str | None = None,
+    *,
+    watch: Callable[[Progress], None] | None = None,
+) -> Run:
+    """Carry out an experiment in this process and give the stored run, with its result.
+
+    progress(stage, done, total) may raise to stop; watch gets the same with share and time left. run_id: of a row that
+    is written already. Raises what went wrong, after the row says so too; Cancelled if it was stopped.
+    """
+    store = store or open_store()
+    if run_id is None:
+        row = describe_experiment(store, {"experiment": experiment}, travels=False)
+        run_id = store.create_run(kind="experiment", **row.columns)
+    if not store.start(run_id):
+        raise RunFailed(f"Run {run_id} is {store.get_run(run_id).status}; only one that is queued can be started.")
+    work = Work(store, run_id, progress, watch)
+    carry_out(lambda w, _spec: _experiment(w, experiment), work, {})
+    return store.get_run(run_id)
+
+
+def prepare(
+    model: Any,
+    data: Any,
+    progress: ProgressCallback | None = None,
+    *,
+    batch_size: int = 64,
+    calibration_samples: int | None = None,
+    seed: int = 0,
+    store: Store | None = None,
+) -> Prepared:
+    """Calibration and float evaluation of a model on data, from the store if they are there.
+
+    model, data: as in Experiment. progress may raise to stop. Raises DataMismatch, NonFinite, and what loading raises.
+    """
+    store = store or open_store()
+    arguments: dict[str, Any] = {"batch_size": batch_size, "calibration_samples": calibration_samples, "seed": seed}
+    row = describe_prepare(store, {"model": model, "data": data, **arguments}, travels=False)
+    run_id = store.create_run(kind="prepare", **row.columns)
+    store.start(run_id)
+    work = Work(store, run_id, progress)
+    kept: list[Prepared] = []
+    experiment = Experiment(model, data, QConfigMapping(), **arguments)
+
+    def task(work: Work, _spec: Mapping[str, Any]) -> Outcome:
+        found, outcome = _prepare(work, experiment)
+        kept.append(found)
+        return outcome
+
+    carry_out(task, work, {})
+    return kept[0]
+
+
+def find_prepared(
+    store: Store,
+    model: Model,
+    data: Dataset,
+    *,
+    batch_size: int = 64,
+    calibration_samples: int | None = None,
+    seed: int = 0,
+) -> Prepared | None:
+    """What `prepare` stored for this model and data, or None if it has not been computed; computes nothing."""
+    data = _split(data, calibration_samples, seed)
+    calibration = store.find_derived(CALIBRATION, calibration_key(model, data, batch_size))
+    evaluation = store.find_derived(FLOAT_EVALUATION, evaluation_key(model, data, batch_size))
+    if calibration is None or evaluation is None:
+        return None
+    return Prepared(Calibration.load(calibration.path), _read(evaluation), calibration.hash, evaluation.hash)
+
+
+def read_result(store: Store, run: Run) -> Result:
+    """The result of a finished experiment as objects. Raises RunFailed with the run's reason if it has none."""
+    if run.result_json is None and run.ended:
+        run = store.get_run(run.id)  # a run from a list comes without its result
+    result = run.require_result()
+    if run.kind != "experiment":
+        raise RunFailed(f"Run {run.id} is a job of kind {run.kind}, not an experiment.")
+    fields: dict[str, Any] = {
+        k: tuple(v) if isinstance(v, list) else v
+        for k, v in result["comparison"].items()
+        if k in Comparison.__dataclass_fields__
+    }
+    return Result(
+        reference=_read(store.artifact(result["artifacts"][FLOAT_EVALUATION])),
+        quantized=_read(store.artifact(result["artifacts"][QUANTIZED_EVALUATION])),
+        comparison=Comparison(**fields),
+        size=result["size"],
+        ledger=result["ledger"],
+        unmatched=result["unmatched"],
+        findings=[Finding(**f) for f in result["findings"]],
+        timings=result["timings"],
+        versions=result["versions"],
+    )
+
+
+# ---- for workers -----------------------------------------------------------------------------------------------------
+
+
+def experiment_task(work: Work, spec: dict[str, Any]) -> Outcome:
+    return _experiment(work, Experiment.from_dict(spec))
+
+
+def prepare_task(work: Work, spec: dict[str, Any]) -> Outcome:
+    return _prepare(work, Experiment.from_dict(spec))[1]
+
+
+# ---- keys ------------------------------------------------------------------------------------------------------------
+
+
+def calibration_key(model: Model, data: Dataset, batch_size: int) -> str:
+    """The data's hash includes its split, and so the calibration samples and the seed."""
+    return _hash(CALIBRATION, DERIVED_VERSION, model.content_hash, data.content_hash, model.fixed_batch or batch_size)
+
+
+def evaluation_key(model: Model, data: Dataset, batch_size: int) -> str:
+    return _hash(
+        FLOAT_EVALUATION, DERIVED_VERSION, model.content_hash, data.content_hash, model.fixed_batch or batch_size
+    )
+
+
+def content_key(model: Model, data: Dataset, mapping: QConfigMapping, batch_size: int) -> str:
+    """Equal for runs that compute the same thing, whatever their names, paths or presets."""
+    return _hash(
+        "experiment",
+        DERIVED_VERSION,
+        model.content_hash,
+        data.content_hash,
+        model.fixed_batch or batch_size,
+        json.dumps(mapping.to_dict(), sort_keys=True),
+    )
+
+
+def _hash(*parts: object) -> str:
+    return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()
+
+
+# ---- the stages ------------------------------------------------------------------------------------------------------
+
+
+def _experiment(work: Work, experiment: Experiment) -> Outcome:
+    mapping = experiment.resolved_mapping
+    model, data, findings = _load(work, experiment, needs_ranges(mapping), quantized=True)
+    work.store.identify(work.run_id, content_key=content_key(model, data, mapping, experiment.batch_size))
+    # Weight-only and dynamic configs take no ranges from the data: nothing to wait for.
+    calibrated = _calibration(work, model, data, experiment.batch_size) if needs_ranges(mapping) else None
+    reference, reference_artifact = _float_evaluation(work, model, data, experiment.batch_size)
+    work.progress(CONVERT)
+    qmodel = convert(model, mapping, calibrated[0] if calibrated else None)
+    quantized = evaluate(qmodel, data, reference, experiment.batch_size, progress=work.stage(EVALUATE_QUANTIZED))
+    work.progress(COMPARE)
+    comparison = compare(reference, quantized, data.evaluation.targets)
+    artifact = _write(work.store, QUANTIZED_EVALUATION, quantized)
+    work.meter.finish()
+    artifacts = {FLOAT_EVALUATION: reference_artifact.hash, QUANTIZED_EVALUATION: artifact.hash}
+    if calibrated:
+        artifacts[CALIBRATION] = calibrated[1].hash
+    return Outcome(
+        _result(model, data, mapping, findings, qmodel, reference, quantized, comparison)
+        | {
+            "calibration": _calibration_summary(calibrated[0]) if calibrated else None,
+            "artifacts": artifacts,
+            "timings": work.meter.timings,
+        },
+        Headline(
+            accuracy=quantized.accuracy,
+            float_accuracy=reference.accuracy,
+            agreement=quantized.agreement,
+            size=qmodel.size.quantized_bytes,
+            float_size=qmodel.size.float_bytes,
+            samples=quantized.n,
+        ),
+    )
+
+
+def _prepare(work: Work, experiment: Experiment) -> tuple[Prepared, Outcome]:
+    model, data, findings = _load(work, experiment, ranges=True, quantized=False)
+    calibration, calibration_artifact = _calibration(work, model, data, experiment.batch_size)
+    reference, reference_artifact = _float_evaluation(work, model, data, experiment.batch_size)
+    work.meter.finish()
+    result = {
+        "version": RESULT_VERSION,
+        "model": _about_model(model),
+        "data": _about_data(data),
+        "findings": [asdict(f) for f in findings],
+        "float": _figures(reference),
+        "calibration": _calibration_summary(calibration),
+        "artifacts": {CALIBRATION: calibration_artifact.hash, FLOAT_EVALUATION: reference_artifact.hash},
+        "timings": work.meter.timings,
+        "versions": _versions(),
+    }
+    headline = Headline(float_accuracy=reference.accuracy, float_size=model.float_bytes, samples=reference.n)
+    prepared = Prepared(calibration, reference, calibration_artifact.hash, reference_artifact.hash)
+    return prepared, Outcome(result, headline)
+
+
+def needs_ranges(mapping: QConfigMapping) -> bool:
+    """Whether any op of this mapping takes its range from a calibration."""
+    configs = [mapping.default, *mapping.by_type.values(), *mapping.by_name.values()]
+    return any(c is not None and c.mode == "static" for c in configs)
+
+
+def _load(work: Work, experiment: Experiment, ranges: bool, quantized: bool) -> tuple[Model, Dataset, list[Finding]]:
+    work.meter.plan([Stage(LOAD, seconds=0.5)])
+    work.progress(LOAD)
+    model = sources.open_model(experiment.model, work.store)
+    data = sources.open_data(experiment.data, work.store)
+    data = _split(data, experiment.calibration_samples, experiment.seed)
+    # Before the check: what is refused should say what it was.
+    work.store.identify(work.run_id, model_hash=model.content_hash, data_hash=data.content_hash)
+    size = model.fixed_batch or experiment.batch_size
+    batches = math.ceil(len(data.evaluation) / size)
+    known = work.store.find_derived
+    stages = [Stage(CHECK)]
+    if ranges and not known(CALIBRATION, calibration_key(model, data, experiment.batch_size)):
+        stages.append(Stage(CALIBRATE, math.ceil(len(data.calibration) / size), CALIBRATE_COST))
+    if not known(FLOAT_EVALUATION, evaluation_key(model, data, experiment.batch_size)):
+        stages.append(Stage(EVALUATE_FLOAT, batches))
+    if quantized:
+        stages += [
+            Stage(CONVERT, seconds=0.2),
+            Stage(EVALUATE_QUANTIZED, batches, QUANTIZED_COST),
+            Stage(COMPARE, seconds=0.05),
+        ]
+    work.meter.plan(stages)
+    work.progress(CHECK)
+    findings = check_against(model.inputs, data)
+    errors = [f for f in findings if f.severity == "error"]
+    if errors:
+        raise DataMismatch(
+            f"{errors[0].message} {errors[0].remedy}".strip(),
+            detail="\n".join(f"{f.message} {f.remedy}" for f in errors[1:]) or None,
+        )
+    return model, data, [f for f in findings if f.severity != "ok"]
+
+
+def _split(data: Dataset, samples: int | None, seed: int) -> Dataset:
+    return data if samples is None else data.split(samples, seed)
+
+
+def _calibration(work: Work, model: Model, data: Dataset, batch_size: int) -> tuple[Calibration, Artifact]:
+    key = calibration_key(model, data, batch_size)
+    found = work.store.find_derived(CALIBRATION, key)
+    if found is not None:
+        return Calibration.load(found.path), found
+    calibration = calibrate(model, data, batch_size, work.stage(CALIBRATE))
+    with work.store.new_file(".npz") as path:
+        calibration.save(path)
+        artifact = work.store.add_upload(path, f"{model.name}.calibration.npz", kind=CALIBRATION)
+    work.store.derive(CALIBRATION, key, artifact)
+    return calibration, artifact
+
+
+def _float_evaluation(work: Work, model: Model, data: Dataset, batch_size: int) -> tuple[Evaluation, Artifact]:
+    key = evaluation_key(model, data, batch_size)
+    found = work.store.find_derived(FLOAT_EVALUATION, key)
+    if found is not None:
+        return _read(found), found
+    evaluation = evaluate(model, data, None, batch_size, progress=work.stage(EVALUATE_FLOAT))
+    artifact = _write(work.store, FLOAT_EVALUATION, evaluation)
+    work.store.derive(FLOAT_EVALUATION, key, artifact)
+    return evaluation, artifact
+
+
+def _write(store: Store, kind: str, evaluation: Evaluation) -> Artifact:
+    return store.add_bytes(json.dumps(evaluation.to_dict()).encode(), kind=kind, media="application/json")
+
+
+def _read(artifact: Artifact) -> Evaluation:
+    return Evaluation.from_dict(json.loads(artifact.path.read_bytes()))
+
+
+# ---- the result as JSON ----------------------------------------------------------------------------------------------
+
+
+def _result(
+    model: Model,
+    data: Dataset,
+    mapping: QConfigMapping,
+    findings: Sequence[Finding],
+    qmodel: QuantizedModel,
+    reference: Evaluation,
+    quantized: Evaluation,
+    comparison: Comparison,
+) -> dict[str, Any]:
+    return {
+        "version": RESULT_VERSION,
+        "model": _about_model(model),
+        "data": _about_data(data),
+        "mapping": mapping.to_dict(),  # in full: a preset may mean something else tomorrow
+        "findings": [asdict(f) for f in findings],
+        "float": _figures(reference),
+        "quantized": _figures(quantized),
+        "comparison": comparison.to_dict(),
+        "flips": _flips(data.evaluation, reference, quantized, comparison),
+        "size": qmodel.size.to_dict(),
+        "sqnr": quantized.to_dict()["sqnr"],
+        "ledger": [row.to_dict() for row in qmodel.ledger],
+        "unmatched": list(qmodel.unmatched),
+        "versions": _versions(),
+    }
+
+
+def _figures(evaluation: Evaluation) -> dict[str, Any]:
+    """Without SQNR and predictions, which stand elsewhere."""
+    return replace(evaluation, sqnr={}, predictions=None).to_dict()
+
+
+def _flips(data: Dataset, before: Evaluation, after: Evaluation, comparison: Comparison) -> list[dict[str, Any]]:
+    """The first of the predictions that changed. index counts predictions; sample is the number in the whole data."""
+    assert before.predictions is not None
+    assert after.predictions is not None
+    a, b = before.predictions.ravel(), after.predictions.ravel()
+    positions = int(np.prod(before.predictions.shape[1:], dtype=int))
+    labels = None if data.targets is None else data.targets.ravel()
+    return [
+        {
+            "index": i,
+            "sample": int(data.index[i // positions]),
+            "label": None if labels is None else int(labels[i]),
+            "float": int(a[i]),
+            "quantized": int(b[i]),
+        }
+        for i in comparison.changed_indices[:FLIPS_LISTED]
+    ]
+
+
+def _about_model(model: Model) -> dict[str, Any]:
+    return {
+        "name": model.name,
+        "hash": model.content_hash,
+        "parameters": model.parameter_count,
+        "float_bytes": model.float_bytes,
+        "layers": len(model.layers),
+    }
+
+
+def _about_data(data: Dataset) -> dict[str, Any]:
+    return {
+        "name": data.name,
+        "hash": data.content_hash,
+        "samples": len(data),
+        "calibration": len(data.calibration),
+        "evaluation": len(data.evaluation),
+        "split": data.has_split,
+    }
+
+
+def _calibration_summary(calibration: Calibration) -> dict[str, Any]:
+    return {"samples": calibration.samples, "tensors": len(calibration), "infinite": calibration.infinite}
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "qlab": qlab.__version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "threads": str(torch.get_num_threads()),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+    }

@@ -1,0 +1,121 @@
+"""What a worker process executes. Light to import: a worker loads torch only when it has something to do with it."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from qlab.errors import InvalidConfig, QLabError
+from qlab.lab.store import RUNNING, Store
+
+LOG = logging.getLogger("qlab.lab")
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is written of a run before it starts."""
+
+    spec: Mapping[str, Any]
+    name: str = ""
+    spec_hash: str = ""
+    model: str = ""
+    data: str = ""
+    config: str = ""
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """As Store.create_run takes them."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+
+def _as_given(_store: Store, arguments: Mapping[str, Any]) -> Row:
+    return Row(spec=dict(arguments))
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of job. target: "module:function", called as function(work, spec) -> Outcome in a worker.
+
+    describe: from the arguments of submit to the row. The row's spec is all the worker gets: a run can be repeated
+    from its row.
+    """
+
+    target: str
+    describe: Callable[[Store, Mapping[str, Any]], Row] = field(default=_as_given)
+
+
+def describe_experiment(store: Store, arguments: Mapping[str, Any], *, travels: bool = True) -> Row:
+    """travels: to another process. Otherwise a model in memory is allowed; the row then only says which it was."""
+    from qlab.lab import sources
+    from qlab.lab.experiment import Experiment
+
+    if set(arguments) != {"experiment"} or not isinstance(arguments["experiment"], Experiment):
+        raise InvalidConfig("A job of kind experiment takes experiment=Experiment(…) and nothing else.")
+    experiment = arguments["experiment"]
+    labels = {
+        "name": experiment.name,
+        "model": sources.label(experiment.model, store),
+        "data": sources.label(experiment.data, store),
+        "config": sources.config_label(experiment),
+    }
+    experiment = sources.portable(experiment, store, travels=travels)
+    return Row(spec=experiment.to_dict(), spec_hash=experiment.spec_hash, **labels)
+
+
+def describe_prepare(store: Store, arguments: Mapping[str, Any], *, travels: bool = True) -> Row:
+    """model, data, and any of batch_size, calibration_samples, seed: what Experiment has, without a mapping."""
+    from qlab.config import QConfigMapping
+    from qlab.lab.experiment import Experiment
+
+    experiment = Experiment(mapping=QConfigMapping(), **arguments)
+    row = describe_experiment(store, {"experiment": experiment}, travels=travels)
+    return Row(spec=row.spec, model=row.model, data=row.data)
+
+
+KINDS: Mapping[str, Kind] = {
+    "experiment": Kind("qlab.lab.run:experiment_task", describe_experiment),
+    "prepare": Kind("qlab.lab.run:prepare_task", describe_prepare),
+}
+
+
+@dataclass(frozen=True)
+class Order:
+    """What travels to a worker: names only, no arrays. Database and files are found at the same place there."""
+
+    run_id: str
+    target: str
+    home: str
+    url: str
+
+
+STARTED, NOT_FOUND, TAKEN = "started", "not found", "taken"
+
+
+def execute(order: Order) -> str:
+    """Carry out one run in this process. The outcome is in the store; the answer says only whether it was taken up.
+
+    NOT_FOUND: there is no such run where this worker looks. TAKEN: another worker had it.
+    """
+    from qlab.lab.work import Work, carry_out
+
+    module, function = order.target.split(":")
+    store = Store(order.home, order.url)
+    try:
+        run = store.try_run(order.run_id)
+        if run is None:
+            return NOT_FOUND
+        if not store.start(order.run_id):
+            return TAKEN if run.status == RUNNING else STARTED
+        task = getattr(importlib.import_module(module), function)
+        try:
+            carry_out(task, Work(store, order.run_id), run.spec)
+        except QLabError as error:
+            LOG.info("run %s ended: %s", order.run_id, error)  # it stands in the row, with its reason
+        except Exception:
+            LOG.exception("run %s failed", order.run_id)  # in the row too
+        return STARTED
+    finally:
+        store.close()

@@ -1,0 +1,180 @@
+"""Accuracy with its interval, agreement, flips, and whether a difference is more than chance."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import qlab
+from qlab.errors import DataMismatch, InvalidConfig, NonFinite
+from qlab.evaluation import Evaluation, mcnemar, wilson_interval
+
+
+class Picker(nn.Module):
+    """Logits are the inputs themselves."""
+
+    def forward(self, x):
+        return x * 1.0
+
+
+def one_hot(classes, n=4):
+    return np.eye(n, dtype=np.float32)[np.asarray(classes)]
+
+
+@pytest.fixture(scope="module")
+def picker():
+    return qlab.load_model(Picker().eval(), torch.randn(2, 4))
+
+
+def test_accuracy_by_hand(picker):
+    data = qlab.load_dataset(one_hot([0, 1, 2, 3, 0]), np.array([0, 1, 2, 0, 1]))
+    result = qlab.evaluate(picker, data, batch_size=2)
+    assert result.accuracy == 0.6
+    assert result.n == 5
+    assert list(result.predictions) == [0, 1, 2, 3, 0]
+    low, high = result.accuracy_interval
+    assert (low, high) == pytest.approx((0.2307, 0.8824), abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("right", "n", "expected"),
+    [(915, 1000, (0.8961, 0.9307)), (0, 10, (0.0, 0.2775)), (10, 10, (0.7225, 1.0)), (1, 2, (0.0945, 0.9055))],
+    ids=str,
+)
+def test_wilson(right, n, expected):
+    assert wilson_interval(right, n) == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("lost", "gained", "p"), [(0, 0, 1.0), (5, 5, 1.0), (5, 0, 0.0625), (10, 2, 0.038574), (6, 0, 0.03125)], ids=str
+)
+def test_mcnemar(lost, gained, p):
+    assert mcnemar(lost, gained) == pytest.approx(p, rel=1e-4)
+
+
+def test_mcnemar_is_the_binomial_test():
+    stats = pytest.importorskip("scipy.stats")
+    for lost, gained in [(3, 9), (40, 22), (100, 101), (1, 0)]:
+        assert mcnemar(lost, gained) == pytest.approx(stats.binomtest(lost, lost + gained).pvalue)
+
+
+def test_compare_names_the_flips(picker):
+    data = qlab.load_dataset(one_hot([0, 1, 2, 3]), np.array([0, 1, 2, 3]))
+    other = qlab.load_dataset(one_hot([0, 2, 2, 3]), np.array([0, 1, 2, 3]))
+    a, b = qlab.evaluate(picker, data), qlab.evaluate(picker, other)
+    flips = qlab.compare(a, b, data.targets)
+    assert (flips.lost, flips.gained, flips.changed, flips.lost_indices) == (1, 0, 1, (1,))
+    assert flips.p == 1.0
+    assert "not distinguishable" in flips.verdict
+    unlabelled = qlab.compare(a, b, None)
+    assert unlabelled.p is None
+    assert "1 of 4 predictions changed" in unlabelled.verdict
+
+
+def test_a_real_loss_is_called_one():
+    n = 200
+    good = Evaluation(1.0, (0.98, 1.0), None, {}, n, n, np.zeros(n, int))
+    bad = Evaluation(0.9, (0.85, 0.94), None, {}, n, n, np.r_[np.ones(20, int), np.zeros(180, int)])
+    assert qlab.compare(good, bad, np.zeros(n, int)).verdict.startswith("worse than float")
+
+
+def test_no_labels_means_agreement_and_sqnr_only(residual):
+    model, data, calib = residual
+    unlabelled = qlab.load_dataset(data.evaluation.inputs[0][:300], scale=data.scale, mean=data.mean, std=data.std)
+    result = qlab.evaluate(qlab.convert(model, qlab.presets["x86"], calib), unlabelled)
+    assert result.accuracy is None
+    assert result.accuracy_interval is None
+    assert 0.9 < result.agreement <= 1
+    assert set(result.sqnr) >= {"conv1", "layer3.0.conv2", "fc"}
+
+
+def test_sqnr_is_that_of_the_tensors(residual):
+    model, data, calib = residual
+    qmodel = qlab.convert(model, qlab.presets["onnxruntime"], calib)
+    part = data.evaluation.subset(range(64))
+    measured = qlab.evaluate(qmodel, part).sqnr["fc"]
+    (_, x, _), *_ = part.batches(64)
+    with torch.no_grad():
+        a, b = model(*x).double(), qmodel(*x).double()
+    assert measured == pytest.approx(10 * math.log10(float((a**2).sum() / ((a - b) ** 2).sum())), abs=1e-6)
+
+
+def test_a_given_float_evaluation_saves_running_it_again(residual):
+    model, data, calib = residual
+    reference = qlab.evaluate(model, data)
+    qmodel = qlab.convert(model, qlab.presets["x86"], calib)
+    assert qlab.evaluate(qmodel, data, reference=reference).agreement == qlab.evaluate(qmodel, data).agreement
+
+
+def test_json_round_trip(residual):
+    model, data, calib = residual
+    result = qlab.evaluate(qlab.convert(model, qlab.presets["x86"], calib), data.evaluation.subset(range(100)))
+    again = Evaluation.from_dict(json.loads(json.dumps(result.to_dict())))
+    assert again.to_dict() == result.to_dict()
+
+
+def test_labels_that_do_not_fit(picker):
+    data = qlab.load_dataset(np.zeros((3, 4), np.float32), np.zeros((3, 2), np.int64))
+    with pytest.raises(DataMismatch, match=r"\[3, 2\]"):
+        qlab.evaluate(picker, data)
+
+
+def test_segmentation_and_sequence_outputs():
+    class Pixels(nn.Module):
+        def forward(self, x):
+            return x * 1.0
+
+    model = qlab.load_model(Pixels().eval(), torch.randn(2, 3, 4, 5))
+    x = np.random.default_rng(0).normal(size=(6, 3, 4, 5)).astype(np.float32)
+    result = qlab.evaluate(model, qlab.load_dataset(x, x.argmax(1)))
+    assert result.accuracy == 1.0
+    assert result.predicted == 6 * 20
+
+
+def test_one_logit_is_a_yes_or_no():
+    class Yes(nn.Module):
+        def forward(self, x):
+            return x.sum(1, keepdim=True)
+
+    model = qlab.load_model(Yes().eval(), torch.randn(2, 3))
+    x = np.array([[1, 1, 1], [-1, -1, -1]], np.float32)
+    assert qlab.evaluate(model, qlab.load_dataset(x, np.array([1, 0]))).accuracy == 1.0
+
+
+def test_a_fixed_batch_is_filled_up_and_cut_again():
+    import io
+
+    buffer = io.BytesIO()
+    torch.export.save(torch.export.export(Picker().eval(), (torch.randn(4, 4),)), buffer)
+    model = qlab.load_model(buffer.getvalue())
+    classes = np.arange(10) % 4
+    result = qlab.evaluate(model, qlab.load_dataset(one_hot(classes), classes))
+    assert (result.accuracy, result.n) == (1.0, 10)
+
+
+def test_nan_output_is_named():
+    class Root(nn.Module):
+        def forward(self, x):
+            return torch.sqrt(x)
+
+    model = qlab.load_model(Root().eval(), torch.rand(2, 4))
+    with pytest.raises(NonFinite, match="batch 1"):
+        qlab.evaluate(model, qlab.load_dataset(np.array([[1.0] * 4] * 3 + [[-1.0] * 4], np.float32)), batch_size=2)
+
+
+def test_unknown_backend(residual):
+    with pytest.raises(InvalidConfig, match="simulated"):
+        qlab.evaluate(residual[0], residual[1], backend="magic")
+
+
+def test_cifar_x86_keeps_the_accuracy(cifar):
+    model, train, test = cifar
+    reference = qlab.evaluate(model, test)
+    assert reference.accuracy == 0.915
+    qmodel = qlab.convert(model, qlab.presets["x86"], qlab.calibrate(model, train))
+    result = qlab.evaluate(qmodel, test, reference=reference)
+    assert result.accuracy >= 0.909
+    assert result.agreement >= 0.98
