@@ -117,6 +117,9 @@ def peak_memory(batches: int) -> None:
 
 def qparams(case: Case) -> Iterator[Row]:
     calib = qlab.calibrate(case.model, case.calibration)
+    names = [r.layer for r in qlab.convert(case.model, qlab.presets["int8_weight_only"]).ledger if r.weight]
+    gm = case.model.graph_module
+    weights = [gm.get_parameter(str(case.model.node(n).args[1].target)).detach() for n in names]  # type: ignore[union-attr]
     for observer, bar in (
         ("min_max", 0.05),
         ("moving_average", 0.05),
