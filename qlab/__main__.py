@@ -186,7 +186,7 @@ def _table(run: Run) -> Iterable[str]:
     ]
     yield from _aligned(rows)
     # None is no noise at all
-    sqnr = sorted((v, k) for k, v in result["sqnr"].items() if v is not None)
+    sqnr = sorted((float(v), k) for k, v in result["sqnr"].items())
     if sqnr:
         yield f"\nSQNR, the {min(WORST_LAYERS, len(sqnr))} worst layers"
         yield from _aligned([(f"  {layer}", write("sqnr", value)) for value, layer in sqnr[:WORST_LAYERS]])

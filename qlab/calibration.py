@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -110,14 +112,15 @@ def calibrate(
     observer = _Observer(model, samples_per_batch)
     total = len(part) // size if model.fixed_batch else -(-len(part) // size)
     seen = 0
-    for number, (first, inputs, _) in enumerate(part.batches(size)):
-        if number >= total:
-            break
-        model.check_inputs(inputs)
-        if progress is not None:
-            progress("calibrate", number, total)
-        observer.batch(inputs, first)
-        seen += len(inputs[0])
+    with closing(observer):
+        for number, (first, inputs, _) in enumerate(part.batches(size)):
+            if number >= total:
+                break
+            model.check_inputs(inputs)
+            if progress is not None:
+                progress("calibrate", number, total)
+            observer.batch(inputs, first)
+            seen += len(inputs[0])
     if progress is not None:
         progress("calibrate", total, total)
     return Calibration(observer.finish(), observer.aliases, model.content_hash, seen)
@@ -150,6 +153,11 @@ class _Observer(fx.Interpreter):
         self.aliases: dict[str, str] = {}
         self.collectors: dict[fx.Node, StatsCollector] = {}
         self.first = 0
+        self.threads = torch.get_num_threads()
+        self.pool = ThreadPoolExecutor(self.threads)
+        self.waiting: list[tuple[fx.Node, Tensor]] = []
+        self.rectified: dict[fx.Node, list[StatsCollector]] = {}
+        self.derived: set[fx.Node] = set()
         for node, name in model.names.items():
             if not is_float(node):
                 continue
@@ -157,28 +165,54 @@ class _Observer(fx.Interpreter):
             if source is not node and source in model.names:
                 self.aliases[name] = model.names[source]
                 continue
-            self.collectors[node] = StatsCollector(
+            collector = StatsCollector(
                 name, channel_axis(node), samples_per_batch, allow_infinite=_only_feeds_softmax(node)
             )
+            self.collectors[node] = collector
+            if op_type(node) == "relu" and (before := self.collectors.get(node.args[0])) and not before.allow_infinite:
+                # what it holds follows from its input, at a third of the cost
+                self.rectified.setdefault(node.args[0], []).append(collector)
+                self.derived.add(node)
 
     def batch(self, inputs: Sequence[Tensor], first: int) -> None:
         self.first = first
         with torch.no_grad():
             self.run(*inputs)
+        self._count_waiting()
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
-        collector = self.collectors.get(n)
-        if collector is not None:
-            try:
-                collector.update(result, self.first)
-            except NonFinite as e:
-                if n.op == "placeholder":
-                    raise NonFinite(
-                        f"{e} This is the data itself: clean it, or check scale, mean and std.", detail=e.detail
-                    ) from e
-                raise
+        if n in self.collectors and n not in self.derived:
+            self.waiting.append((n, result))
+            if len(self.waiting) >= self.threads:
+                self._count_waiting()
         return result
+
+    def _count_waiting(self) -> None:
+        """Count the tensors that wait, each on a thread; an error is that of the first tensor.
+
+        No more than one a thread is held back: memory that is given back soon is reused, and fresh memory costs more
+        than counting.
+        """
+        waiting, self.waiting = self.waiting, []
+        list(self.pool.map(self._count, waiting))
+
+    def _count(self, one: tuple[fx.Node, Tensor]) -> None:
+        node, tensor = one
+        try:
+            seen = self.collectors[node].look(tensor, self.first)
+        except NonFinite as e:
+            if node.op == "placeholder":
+                raise NonFinite(
+                    f"{e} This is the data itself: clean it, or check scale, mean and std.", detail=e.detail
+                ) from e
+            raise
+        self.collectors[node].add(seen)
+        for collector in self.rectified.get(node, ()):
+            collector.add(seen.rectified())
+
+    def close(self) -> None:
+        self.pool.shutdown(cancel_futures=True)
 
     def finish(self) -> dict[str, TensorStats]:
         return {self.model.names[node]: c.finish() for node, c in self.collectors.items()}

@@ -45,7 +45,7 @@ class Evaluation:
             "accuracy": self.accuracy,
             "accuracy_interval": list(self.accuracy_interval) if self.accuracy_interval else None,
             "agreement": self.agreement,
-            "sqnr": {k: _finite_or_none(v) for k, v in self.sqnr.items()},
+            "sqnr": {k: _json_number(v) for k, v in self.sqnr.items()},
             "n": self.n,
             "predicted": self.predicted,
             "predictions": None if self.predictions is None else self.predictions.tolist(),
@@ -59,7 +59,7 @@ class Evaluation:
             accuracy=d["accuracy"],
             accuracy_interval=(interval[0], interval[1]) if interval else None,
             agreement=d["agreement"],
-            sqnr={k: math.inf if v is None else v for k, v in d["sqnr"].items()},
+            sqnr={k: float(v) for k, v in d["sqnr"].items()},
             n=d["n"],
             predicted=d["predicted"],
             predictions=None if d["predictions"] is None else np.asarray(d["predictions"]),
@@ -308,5 +308,6 @@ def _pad(inputs: tuple[Tensor, ...], size: int) -> tuple[Tensor, ...]:
     return tuple(torch.cat([x, x[-1:].expand(size - len(x), *x.shape[1:])]) for x in inputs)
 
 
-def _finite_or_none(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+def _json_number(value: float) -> float | str:
+    """JSON has no infinities: they are written as "inf" (no noise at all) and "-inf" (noise where no signal is)."""
+    return value if math.isfinite(value) else str(value)

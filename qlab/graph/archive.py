@@ -48,7 +48,7 @@ MAX_ARCHIVE = 2 * 2**30
 MAX_UNPACKED = 2 * 2**30
 MAX_ENTRIES = 20_000
 MAX_DIRECTORY = 8 * 2**20  # bytes of the zip's table of contents; each entry of it costs far more memory once read
-MAX_JSON = 96 * 2**20
+MAX_JSON = 48 * 2**20
 MAX_RATIO = 100  # of unpacked to packed size, beyond the first 16 MB; torch itself does not compress
 MAX_NAME = 1_000
 
@@ -149,7 +149,16 @@ class _Bounded(io.RawIOBase):
 
 
 # What zipfile raises on a file that is cut off or altered.
-_ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, struct.error, ValueError, OSError)
+_ZIP_ERRORS = (
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    NotImplementedError,
+    struct.error,
+    ValueError,
+    OSError,
+    OverflowError,
+)
 
 
 class _Archive:
@@ -353,8 +362,8 @@ class _Weights:
         folder = next((f for f in order if name in self.tables[f]), None)
         if folder is None:
             damaged("the archive", f"has no values for {kind} {shown(name)}")
-        record = as_record(self.tables[folder][name], name)
         where = f"{kind} {shown(name)}"
+        record = as_record(self.tables[folder][name], where)
         path = text_at(record, "path_name", where)
         if not re.fullmatch(r"(weight|tensor)_\d{1,9}", path):
             raise UnsafeFile(f"{where} is stored in {shown(path)}, which is not a place torch.export.save uses.")

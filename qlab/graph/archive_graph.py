@@ -8,12 +8,12 @@ import operator as operators
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NoReturn
 
 import torch
 from torch import fx, nn
 
 from qlab.errors import UnsafeFile, UnsupportedModel
+from qlab.graph.archive_checks import check_training, check_values, refuse_target, refuse_training
 from qlab.graph.archive_ops import DROPPED, HIDDEN_ALIASES, SCALAR_OPERATORS, aten_operator
 from qlab.graph.archive_schema import (
     EXPORT_LINES,
@@ -38,6 +38,7 @@ from qlab.graph.archive_schema import (
 
 MAX_NODES = 50_000
 MAX_DIMENSIONS = 16
+MAX_BITS = 1_024  # of a size: Python's integers have no end, and squaring one forty times is enough to fill the memory
 
 # tensor(kind, name): the weight of that name; kind is "parameter", "buffer" or "constant"
 TensorOf = Callable[[str, str], torch.Tensor]
@@ -76,30 +77,6 @@ _ACCEPTED: dict[str, frozenset[str]] = {
     "Generator": frozenset(),
 }
 _SCALARS = frozenset({"as_int", "as_float", "as_bool", "as_sym_int", "as_sym_float", "as_sym_bool"})
-
-# Operators that behave differently in training: argument that says so, argument that must not be positive with it.
-_TRAINING_FLAGS: dict[str, tuple[str, str | None]] = {
-    "aten::dropout": ("train", "p"),
-    "aten::dropout_": ("train", "p"),
-    "aten::native_dropout": ("train", "p"),
-    "aten::feature_dropout": ("train", "p"),
-    "aten::alpha_dropout": ("train", "p"),
-    "aten::alpha_dropout_": ("train", "p"),
-    "aten::feature_alpha_dropout": ("train", "p"),
-    "aten::rrelu": ("training", None),
-    "aten::rrelu_": ("training", None),
-    "aten::lstm": ("train", "dropout"),
-    "aten::gru": ("train", "dropout"),
-    "aten::rnn_tanh": ("train", "dropout"),
-    "aten::rnn_relu": ("train", "dropout"),
-}
-# With running statistics they update them; without, the batch's own statistics are the model's definition.
-_STATISTICS_FLAGS = {
-    "aten::batch_norm": "training",
-    "aten::native_batch_norm": "training",
-    "aten::_native_batch_norm_legit_functional": "training",
-    "aten::instance_norm": "use_input_stats",
-}
 
 # Names that mean something else inside the code torch.fx generates.
 _RESERVED = frozenset({"self", "torch", "device", "inf", "nan", "NoneType", "fx_pytree", "pytree", "math", "operator"})
@@ -141,6 +118,7 @@ class _Builder:
         self.attributes: dict[str, torch.Tensor] = {}
         self.base: dict[fx.Node, fx.Node] = {}  # view -> the node whose memory it shows
         self.written_inputs: list[fx.Node] = []
+        self.bits: dict[fx.Node, int] = {}  # how long a size may get
         self.readers: dict[str, Callable[[object, str], object]] = {
             "as_tensor": self._tensor,
             "as_tensors": lambda v, w: [self._tensor(t, w) for t in as_list(v, w)],
@@ -346,9 +324,10 @@ class _Builder:
             return
         operator = aten_operator(target)
         if operator is None:
-            _refuse_target(target, str(layer))
+            refuse_target(target, str(layer))
         args, kwargs, given = self._arguments(operator, list_at(record, "inputs", where), where)
-        self._check_training(operator, given, str(layer))
+        check_training(operator, given, str(layer))
+        check_values(operator, given, self._weight_of, where)
         name = record.get("name")
         label = _identifier(name, "op") if isinstance(name, str) else operator._opname
         node = self.graph.create_node("call_function", operator, args, kwargs, name=label)  # type: ignore[arg-type]
@@ -373,6 +352,10 @@ class _Builder:
             args.append(self.readers[case](content, where))
         node = self.graph.create_node("call_function", function, tuple(args))  # type: ignore[arg-type]
         node.meta = dict(meta)
+        lengths = [self.bits.get(a, 64) if isinstance(a, fx.Node) else 64 for a in args]
+        self.bits[node] = sum(lengths) if function is operators.mul else max(lengths) + 1
+        if self.bits[node] > MAX_BITS:
+            raise UnsupportedModel(f"{where} multiplies sizes to a number of more than {MAX_BITS} bits.")
         if len(outputs) != 1:
             damaged(where, f"has {len(outputs)} results instead of one")
         self._define_scalar(outputs[0], node, where)
@@ -428,17 +411,8 @@ class _Builder:
             damaged(where, f"should be {inner} and is {shown(case)}")
         return self.readers[case](content, where)
 
-    def _check_training(self, operator: torch._ops.OpOverload, given: dict[str, object], layer: str) -> None:
-        name = operator._schema.name
-        if name in _TRAINING_FLAGS:
-            flag, amount = _TRAINING_FLAGS[name]
-            strength = 1.0 if amount is None else given.get(amount)
-            if given.get(flag) not in (False, None) and strength != 0:
-                _refuse_training(layer, f"{operator._opname} draws random numbers")
-        if name in _STATISTICS_FLAGS and given.get(_STATISTICS_FLAGS[name]) and given.get("running_mean") is not None:
-            _refuse_training(layer, f"{operator._opname} updates its running statistics")
-        if given.get("dropout_p", 0) != 0:
-            _refuse_training(layer, "attention drops weights at random")
+    def _weight_of(self, value: object) -> torch.Tensor | None:
+        return self.attributes.get(str(value.target)) if isinstance(value, fx.Node) else None
 
     def _track_memory(
         self, operator: torch._ops.OpOverload, node: fx.Node, given: dict[str, object], layer: str
@@ -464,7 +438,7 @@ class _Builder:
             if base.op == "get_attr":
                 parameter = str(base.meta["parameter_name"])
                 if parameter.endswith("num_batches_tracked"):
-                    _refuse_training(layer, "BatchNorm counts its batches")
+                    refuse_training(layer, "BatchNorm counts its batches")
                 raise UnsupportedModel(
                     f"The model writes to its own {shown(parameter)} while it runs (in {layer}), so its result depends "
                     "on what ran before. If it was exported in training mode, call model.eval() first:\n\n"
@@ -543,7 +517,7 @@ class _Builder:
             where = f"output {index}"
             case, content = union(item, where)
             if case in ("buffer_mutation", "parameter_mutation"):
-                _refuse_training("the top of the model", "its outputs include new values of its own buffers")
+                refuse_training("the top of the model", "its outputs include new values of its own buffers")
             if case == "user_input_mutation":
                 continue
             if case != "user_output":
@@ -644,38 +618,3 @@ def _module_meta(metadata: dict[str, object], where: str) -> dict[str, object]:
         "module_type": short if re.fullmatch(r"\w{1,100}", short) else "",
         "module_call": int(call[1]) if call else 0,
     }
-
-
-def _refuse_training(layer: str, what: str) -> NoReturn:
-    raise UnsupportedModel(
-        f"The model was exported in training mode: {what} (in {layer}). Call model.eval() before torch.export.export, "
-        f"and give functional dropout training=self.training:\n\n{EXPORT_LINES}"
-    )
-
-
-def _refuse_target(target: str, layer: str) -> NoReturn:
-    if target.startswith("torch.ops.higher_order."):
-        name = target.rpartition(".")[2]
-        advice = (
-            "It comes from torch.no_grad() or torch.set_grad_enabled inside forward. Take that out of the model: "
-            "the lab computes no gradients during inference anyway."
-            if "grad" in name
-            else "It wraps a part of the graph that only runs under a condition or in a special mode. "
-            "Rewrite that part of forward as plain tensor operations."
-        )
-        raise UnsupportedModel(f"The model uses the higher-order operator {shown(name)} in {layer}. {advice}")
-    if target.startswith("torch.ops.aten."):
-        raise UnsupportedModel(
-            f"The model uses the operator {shown(target)} in {layer}, which the lab does not run: it is rare in "
-            "inference, random, or has a result whose size depends on values. Rewrite that layer with other operators."
-        )
-    if target.startswith("torch.ops.") and re.fullmatch(r"[\w.]+", target):
-        library = target.split(".")[2]
-        raise UnsupportedModel(
-            f"The model uses {shown(target)} in {layer}, an operator of the library {shown(library)}. The lab runs "
-            "PyTorch's own operators (aten) only. Replace the layer by one of torch.nn before exporting."
-        )
-    raise UnsupportedModel(
-        f"The model calls {shown(target)} in {layer}, which is not a PyTorch operator. The lab runs operators on its "
-        "list only, nothing was called. torch.export.save writes no such call for ordinary models: distrust the file."
-    )

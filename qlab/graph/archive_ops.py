@@ -1,7 +1,10 @@
 """What a graph read from a file may call: overloads of aten and a few scalar operators, by name, nothing else.
 
 Left out on purpose: whatever draws random numbers (dropout apart, which is refused in training mode), reads or writes
-files, resizes, sets storages, returns uninitialised memory (`empty`) or has a size that depends on values (`nonzero`).
+files, resizes, sets storages, returns uninitialised memory (`empty`) or has a size that depends on values (`nonzero`);
+and, tried with torch 2.13, what reads past the end of its tensors when sizes do not fit: `_reshape_alias`, the
+`native_batch_norm` family, the CPU flash attention and the antialiased upsampling (batch_norm and
+scaled_dot_product_attention stand for the first two).
 """
 
 from __future__ import annotations
@@ -20,16 +23,14 @@ _ATEN = frozenset(
 
     linear.default matmul.default mm.default mm.dtype bmm.default bmm.dtype addmm.default addmm.dtype
     addmm_.default baddbmm.default baddbmm.dtype baddbmm_.default addbmm.default addmv.default mv.default
-    dot.default vdot.default inner.default outer.default ger.default einsum.default einsum.sublist
-    tensordot.default kron.default chain_matmul.default linalg_vecdot.default linalg_matmul.default
-    bilinear.default cross.default linalg_cross.default cdist.default _cdist_forward.default
+    dot.default vdot.default inner.default outer.default ger.default einsum.default tensordot.default kron.default
+    chain_matmul.default linalg_vecdot.default linalg_matmul.default bilinear.default cross.default
+    linalg_cross.default cdist.default _cdist_forward.default
 
     batch_norm.default instance_norm.default layer_norm.default group_norm.default rms_norm.default
-    _fused_rms_norm.default native_layer_norm.default native_group_norm.default native_batch_norm.default
-    _native_batch_norm_legit.no_stats _native_batch_norm_legit_no_training.default
-    _native_batch_norm_legit_functional.default norm.Scalar norm.ScalarOpt_dim norm.ScalarOpt_dim_dtype
-    norm.ScalarOpt_dtype linalg_norm.default linalg_norm.ord_str linalg_vector_norm.default
-    cosine_similarity.default pairwise_distance.default
+    _fused_rms_norm.default native_layer_norm.default native_group_norm.default norm.Scalar norm.ScalarOpt_dim
+    norm.ScalarOpt_dim_dtype norm.ScalarOpt_dtype linalg_norm.default linalg_norm.ord_str
+    linalg_vector_norm.default cosine_similarity.default pairwise_distance.default
 
     relu.default relu_.default relu6.default relu6_.default leaky_relu.default leaky_relu_.default elu.default
     elu_.default selu.default selu_.default celu.default celu_.default gelu.default gelu_.default silu.default
@@ -49,15 +50,14 @@ _ATEN = frozenset(
     upsample_nearest3d.default upsample_nearest3d.vec _upsample_nearest_exact1d.default
     _upsample_nearest_exact1d.vec _upsample_nearest_exact2d.default _upsample_nearest_exact2d.vec
     _upsample_nearest_exact3d.default _upsample_nearest_exact3d.vec upsample_linear1d.default
-    upsample_linear1d.vec upsample_bilinear2d.default upsample_bilinear2d.vec _upsample_bilinear2d_aa.default
-    _upsample_bilinear2d_aa.vec upsample_bicubic2d.default upsample_bicubic2d.vec _upsample_bicubic2d_aa.default
-    _upsample_bicubic2d_aa.vec upsample_trilinear3d.default upsample_trilinear3d.vec pixel_shuffle.default
-    pixel_unshuffle.default channel_shuffle.default grid_sampler.default grid_sampler_2d.default
-    grid_sampler_3d.default affine_grid_generator.default im2col.default col2im.default unfold.default
+    upsample_linear1d.vec upsample_bilinear2d.default upsample_bilinear2d.vec upsample_bicubic2d.default
+    upsample_bicubic2d.vec upsample_trilinear3d.default upsample_trilinear3d.vec pixel_shuffle.default
+    pixel_unshuffle.default channel_shuffle.default grid_sampler.default affine_grid_generator.default
+    im2col.default col2im.default unfold.default
 
-    view.default view.dtype _unsafe_view.default _reshape_alias.default reshape.default reshape_as.default
-    view_as.default flatten.using_ints unflatten.int ravel.default squeeze.default squeeze.dim squeeze.dims
-    squeeze_.default squeeze_.dim squeeze_.dims unsqueeze.default unsqueeze_.default permute.default transpose.int
+    view.default view.dtype _unsafe_view.default reshape.default reshape_as.default view_as.default
+    flatten.using_ints unflatten.int ravel.default squeeze.default squeeze.dim squeeze.dims squeeze_.default
+    squeeze_.dim squeeze_.dims unsqueeze.default unsqueeze_.default permute.default transpose.int
     transpose_.default t.default t_.default numpy_T.default numpy_T.a mT.default mT.a swapaxes.default
     swapdims.default movedim.int movedim.intlist moveaxis.intlist moveaxis.int expand.default expand_as.default
     broadcast_to.default broadcast_tensors.default repeat.default repeat_interleave.Tensor
@@ -137,10 +137,10 @@ _ATEN = frozenset(
 
     embedding.default embedding_bag.default embedding_bag.padding_idx
 
-    lstm.input lstm.data gru.input gru.data rnn_tanh.input rnn_tanh.data rnn_relu.input rnn_relu.data
-    lstm_cell.default gru_cell.default rnn_tanh_cell.default rnn_relu_cell.default
+    lstm.input gru.input rnn_tanh.input rnn_relu.input lstm_cell.default gru_cell.default rnn_tanh_cell.default
+    rnn_relu_cell.default
 
-    scaled_dot_product_attention.default _scaled_dot_product_flash_attention_for_cpu.default _safe_softmax.default
+    scaled_dot_product_attention.default _safe_softmax.default
 
     arange.default arange.start arange.start_step linspace.Tensor_Tensor linspace.Tensor_Scalar
     linspace.Scalar_Tensor linspace.default zeros.default ones.default full.default zeros_like.default

@@ -319,8 +319,9 @@ class JobRunner:
         """See that a cancelled job ends: by itself if it can, with its worker if it does not."""
         now = time.monotonic()
         with self._lock:
-            gone = [t for t in self._pending if not self.store.wanted(t.order.run_id)]
-            self._pending = deque(t for t in self._pending if t not in gone)
+            waiting = [t.order.run_id for t in self._pending]
+            gone = self.store.ended_of(waiting) if waiting else ()
+            self._pending = deque(t for t in self._pending if t.order.run_id not in gone)
         asked = [i for i, t in self._active.items() if t.stop_by is None]
         for run_id in self.store.cancel_requests(asked) if asked else ():
             self._active[run_id].stop_by = now + PATIENCE
@@ -427,9 +428,9 @@ def _start_cluster(staff: Staff, folder: str) -> tuple[LocalCluster, Client]:
         "distributed.worker.profile.enabled": False,
         "distributed.nanny.pre-spawn-environ": {**dask.config.get("distributed.nanny.pre-spawn-environ"), **threads},
     }
-    # Not undone below: it is read whenever a worker goes. Fifteen seconds after that the cluster looks whether one of the
-    # same name is there, and if that one is just being started again after another kill, closes it for good, with the
-    # job it was given. Replacing what does not come back is _keep_staffed's.
+    # Not undone below: it is read whenever a worker goes. Fifteen seconds after that the cluster looks whether one of
+    # the same name is there, and if that one is just being started again after another kill, closes it for good, with
+    # the job it was given. Replacing what does not come back is _keep_staffed's.
     dask.config.set({"distributed.deploy.lost-worker-timeout": "100 days"})
     with dask.config.set(settings):
         cluster = LocalCluster(

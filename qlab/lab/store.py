@@ -355,6 +355,12 @@ class Store:
             status = connection.execute(sa.select(_runs.c.status).where(_runs.c.id == run_id)).scalar_one_or_none()
         return status in OPEN
 
+    def ended_of(self, ids: Sequence[str]) -> set[str]:
+        """Those of these runs that are not queued or running any more; one query, however many."""
+        query = sa.select(_runs.c.id).where(_runs.c.id.in_(ids), _runs.c.status.in_(ENDED))
+        with self._read() as connection:
+            return set(connection.execute(query).scalars())
+
     def cancel_requests(self, ids: Sequence[str]) -> list[str]:
         """Those of these runs that go on and have been asked to stop, by this process or another."""
         query = sa.select(_runs.c.id).where(

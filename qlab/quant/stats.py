@@ -24,6 +24,7 @@ OCTAVES = 32
 PER_OCTAVE = 1024
 SIDE = OCTAVES * PER_OCTAVE
 SAMPLES_PER_BATCH = 32_768
+LONG_ROW = 512  # from here on numpy reduces a row faster than it starts one
 PENDING = 8 * SAMPLES_PER_BATCH  # bucket numbers kept until they are worth one pass over all the buckets
 
 _SHIFT = 13  # mantissa bits below a bucket: 23 - log2(PER_OCTAVE)
@@ -331,6 +332,32 @@ class TensorStats:
         )
 
 
+@dataclass(frozen=True, eq=False)
+class Glimpse:
+    """What one batch of a tensor adds to its statistics. sample: the values for the histogram, flat."""
+
+    batch_index: int
+    count: int
+    infinite: int
+    low: float
+    high: float
+    channel_low: Floats | None
+    channel_high: Floats | None
+    sample: Floats
+
+    def rectified(self) -> Glimpse:
+        """The same for relu(x): exact, because a ReLU keeps the order of values. Not for a batch with infinities."""
+        zero = np.float32(0)
+        return replace(
+            self,
+            low=max(self.low, 0.0),
+            high=max(self.high, 0.0),
+            channel_low=None if self.channel_low is None else np.maximum(self.channel_low, zero),
+            channel_high=None if self.channel_high is None else np.maximum(self.channel_high, zero),
+            sample=np.maximum(self.sample, zero),
+        )
+
+
 class StatsCollector:
     """Collects TensorStats of one tensor, batch by batch. Memory does not grow with the batches (40 bytes each).
 
@@ -364,53 +391,55 @@ class StatsCollector:
 
         Raises NonFinite (NaN, or Inf unless allowed), DataMismatch (empty, not floating point, other channels).
         """
-        import torch
+        self.add(self.look(tensor, batch_index))
 
+    def look(self, tensor: torch.Tensor, batch_index: int) -> Glimpse:
+        """What a batch of this tensor will add, without adding it. Raises as `update`."""
         if not tensor.is_floating_point():
             raise DataMismatch(f"{self.name} is {tensor.dtype}: only floating-point tensors have statistics.")
         if not tensor.numel():
             raise DataMismatch(f"{self.name}: batch {batch_index} is empty, shape {list(tensor.shape)}.")
-        x = tensor.detach().to(torch.float32).contiguous()
-        count = x.numel()
+        # numpy from here on: it lets go of the interpreter, so that several tensors are counted at once
+        x: Floats = tensor.detach().float().contiguous().numpy()
+        infinite = 0
         low, high, channel_low, channel_high = self._extremes(x)
         if not math.isfinite(low) or not math.isfinite(high):
-            infinite = int(torch.isinf(x).sum())
+            infinite = int(np.isinf(x).sum())
             if math.isnan(low) or math.isnan(high):
                 raise NonFinite(f"{self.name}: NaN in batch {batch_index}. Look at the data and at the layers before.")
             if not self.allow_infinite:
                 raise NonFinite(f"{self.name}: {infinite} infinite values in batch {batch_index}.")
-            self._infinite += infinite
-            count -= infinite
-            finite = torch.isfinite(x)
+            finite = np.isfinite(x)
             if self.channel_axis is not None:  # what has no finite value keeps an empty range, inf..-inf
-                channel_low = self._extremes(x.where(finite, torch.inf))[2]
-                channel_high = self._extremes(x.where(finite, -torch.inf))[3]
+                channel_low = self._extremes(np.where(finite, x, np.float32(np.inf)))[2]
+                channel_high = self._extremes(np.where(finite, x, np.float32(-np.inf)))[3]
             x = x[finite]
-            if count:
-                low, high = (float(v) for v in torch.aminmax(x))
-        self._update_channels(channel_low, channel_high, batch_index)
-        if not count:
+            if x.size:
+                low, high = float(x.min()), float(x.max())
+        sample = self._sample(x, batch_index, tuple(tensor.shape))
+        return Glimpse(batch_index, x.size, infinite, low, high, channel_low, channel_high, sample)
+
+    def add(self, seen: Glimpse) -> None:
+        """Count what was looked at. Raises DataMismatch for another number of channels."""
+        self._infinite += seen.infinite
+        self._update_channels(seen.channel_low, seen.channel_high, seen.batch_index)
+        if not seen.count:
             return
-        self._count += count
-        sample = self._sample(x, batch_index, tensor.shape)
-        self._raise_top(max(-low, high))
-        total, square = self._count_sample(sample)
-        self._batches.append((batch_index, low, high, total, square))
+        self._count += seen.count
+        self._raise_top(max(-seen.low, seen.high))
+        total, square = self._count_sample(seen.sample)
+        self._batches.append((seen.batch_index, seen.low, seen.high, total, square))
 
-    def _extremes(self, x: torch.Tensor) -> tuple[float, float, Floats | None, Floats | None]:
-        import torch
-
+    def _extremes(self, x: Floats) -> tuple[float, float, Floats | None, Floats | None]:
         if self.channel_axis is None:
-            low, high = torch.aminmax(x)
-            return float(low), float(high), None, None
+            return float(x.min()), float(x.max()), None, None
         axis = self._axis(x.ndim)
         outer, channels = math.prod(x.shape[:axis]), x.shape[axis]
         view = x.reshape(outer, channels, -1)
-        # amin and amax over the last axis are vectorised; aminmax with a dimension is not and takes 15 times as long.
-        if view.shape[2] > 1:
-            lows, highs = view.amin(2).amin(0).numpy(), view.amax(2).amax(0).numpy()
+        if view.shape[2] >= LONG_ROW:
+            lows, highs = view.min(2).min(0), view.max(2).max(0)
         else:
-            lows, highs = view.squeeze(2).amin(0).numpy(), view.squeeze(2).amax(0).numpy()
+            lows, highs = view.min(0).min(1), view.max(0).max(1)
         return float(lows.min()), float(highs.max()), lows, highs
 
     def _axis(self, ndim: int) -> int:
@@ -430,8 +459,8 @@ class StatsCollector:
         np.minimum(self._low, low, out=self._low)
         np.maximum(self._high, high, out=self._high)
 
-    def _sample(self, x: torch.Tensor, batch_index: int, shape: torch.Size) -> Floats:
-        flat = x.reshape(-1).numpy()
+    def _sample(self, x: Floats, batch_index: int, shape: tuple[int, ...]) -> Floats:
+        flat = x.reshape(-1)
         if flat.size <= self.samples_per_batch:
             return flat
         stride = -(-flat.size // self.samples_per_batch)

@@ -1,0 +1,289 @@
+"""The job runner with real worker processes, which are killed, starved and ignored."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from qlab.errors import InvalidConfig
+from qlab.lab.jobs import KILLED, NOT_SHARED, JobRunner, Staff
+from qlab.lab.store import APP_STOPPED, CANCELLED, DONE, FAILED, QUEUED, RUNNING, Run, Store
+from qlab.lab.work import LAB_ERROR
+from tests.lab.job_tasks import KINDS
+
+LONG = 60.0
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[JobRunner]:
+    store = Store(tmp_path_factory.mktemp("jobs") / "home")
+    with JobRunner(store, kinds=KINDS, staff=Staff(workers=1, threads=1, memory=900 << 20)) as runner:
+        assert runner.start(LONG)
+        yield runner
+    store.close()
+
+
+def until(condition: Callable[[], object], seconds: float = LONG) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.01)
+
+
+def running(runner: JobRunner, kind: str, **arguments: object) -> Run:
+    run_id = runner.submit(kind, **arguments)
+    until(lambda: runner.store.get_run(run_id).status != QUEUED)
+    return runner.store.get_run(run_id)
+
+
+def gone(pid: int | None) -> bool:
+    return not psutil.pid_exists(pid or 0) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def test_progress_is_seen_and_the_result_stored(runner: JobRunner) -> None:
+    begun = time.monotonic()
+    run_id = runner.submit("count", name="counting", steps=150)
+    assert time.monotonic() - begun < 0.2
+    seen = []
+    while runner.store.is_open(run_id):
+        seen.append(runner.store.get_run(run_id))
+        time.sleep(0.05)
+    run = runner.wait(run_id, LONG)
+    assert run.status == DONE
+    assert run.name == "counting"
+    assert run.result is not None
+    assert run.result["steps"] == 150
+    assert run.result["pid"] != os.getpid()
+    assert run.result["nice"] == 10
+    shares = [r.share for r in seen if r.stage == "count"]
+    assert len(set(shares)) > 2
+    assert shares == sorted(shares)
+    assert any(r.seconds_left for r in seen)
+
+
+def test_errors_are_told_apart(runner: JobRunner) -> None:
+    ours, bug = runner.wait(runner.submit("mismatch"), LONG), runner.wait(runner.submit("broken"), LONG)
+    assert (ours.status, ours.error) == (FAILED, "The data has 3 channels, the model takes 1.")
+    assert ours.detail == "shape [8, 3, 16, 16]"
+    assert (bug.status, bug.error) == (FAILED, LAB_ERROR)
+    assert bug.detail is not None
+    assert "KeyError: 'missing'" in bug.detail
+
+
+def test_a_worker_uses_its_share_of_the_cores(runner: JobRunner) -> None:
+    result = runner.wait(runner.submit("settings"), LONG).require_result()
+    assert result["threads"] == 1
+
+
+@pytest.mark.parametrize("kind", ["count", "stubborn"], ids=["cooperative", "stubborn"])
+def test_cancel_takes_less_than_a_second(runner: JobRunner, kind: str) -> None:
+    run, waiting = running(runner, kind, steps=100_000), runner.submit("count", steps=2)
+    assert runner.ahead(waiting) == 1
+    time.sleep(0.3)
+    begun = time.monotonic()
+    ended = runner.cancel(run.id)
+    took = time.monotonic() - begun
+    assert ended.status == CANCELLED
+    assert took < 1.0
+    if kind == "stubborn":
+        until(lambda: gone(run.worker_pid), 1.0 - took)
+    assert runner.wait(waiting, LONG).status == DONE  # with a new worker, if it had to be killed
+    print(f"cancel of a {kind} job took {took:.3f} s")
+
+
+def test_a_job_that_waits_is_cancelled_at_once(runner: JobRunner) -> None:
+    run, waiting = running(runner, "count", steps=100_000), runner.submit("count", steps=2)
+    begun = time.monotonic()
+    assert runner.cancel(waiting).status == CANCELLED
+    assert time.monotonic() - begun < 0.2
+    assert runner.store.get_run(run.id).status == RUNNING
+    runner.cancel(run.id)
+
+
+def test_cancel_of_an_ended_run_changes_nothing(runner: JobRunner) -> None:
+    run_id = runner.submit("count", steps=1)
+    assert runner.wait(run_id, LONG).status == DONE
+    assert runner.cancel(run_id).status == DONE
+    with pytest.raises(InvalidConfig, match="no run"):
+        runner.cancel("nothere")
+
+
+def test_a_cancel_by_another_process_is_seen(runner: JobRunner) -> None:
+    run = running(runner, "stubborn")
+    Store(runner.store.home).request_cancel(run.id)
+    assert runner.wait(run.id, 5).status == CANCELLED
+
+
+def test_a_killed_worker_ends_its_run_and_no_other(runner: JobRunner) -> None:
+    run = running(runner, "stubborn")
+    waiting = [runner.submit("count", steps=2) for _ in range(3)]
+    assert run.worker_pid is not None
+    os.kill(run.worker_pid, signal.SIGKILL)
+    ended = runner.wait(run.id, LONG)
+    assert (ended.status, ended.error) == (FAILED, KILLED)
+    assert [runner.wait(w, LONG).status for w in waiting] == [DONE] * 3
+
+
+def test_too_much_memory_ends_that_run(runner: JobRunner) -> None:
+    run, waiting = runner.submit("gorge"), runner.submit("count", steps=2)
+    ended = runner.wait(run, LONG)
+    assert ended.status == FAILED
+    assert ended.error is not None
+    assert "more memory than the 0.9 GB" in ended.error
+    assert runner.wait(waiting, LONG).status == DONE
+
+
+def test_a_job_may_be_begun_again(runner: JobRunner) -> None:
+    run = runner.wait(runner.submit("die_once", max_attempts=2), LONG)
+    assert run.result == {"attempts": 2}
+
+
+def test_a_worker_that_does_not_come_back_is_replaced(runner: JobRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qlab.lab.jobs.STAFF_EVERY", 0.5)
+    cluster = runner._cluster
+    assert cluster is not None
+    cluster.sync(cluster.workers[0].close)  # what a nanny does whose worker is killed while it starts
+    assert runner.wait(runner.submit("count", steps=2), LONG).status == DONE
+
+
+def test_what_cannot_be_submitted(runner: JobRunner) -> None:
+    before = runner.store.count_runs()
+    with pytest.raises(InvalidConfig, match="no job of kind 'magic'"):
+        runner.submit("magic")
+    with pytest.raises(InvalidConfig, match="JSON"):
+        runner.submit("count", steps=object())
+    assert runner.store.count_runs() == before
+
+
+def test_nothing_listens_beyond_this_machine(runner: JobRunner) -> None:
+    me = psutil.Process()
+    for process in (me, *me.children(recursive=True)):
+        listening = [c.laddr.ip for c in process.net_connections("inet") if c.status == psutil.CONN_LISTEN]
+        assert set(listening) <= {"127.0.0.1"}
+
+
+def test_closing_ends_what_is_open(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    runner = JobRunner(store, kinds=KINDS, staff=Staff(1, 1, 2 << 30))
+    run, waiting = running(runner, "stubborn"), runner.submit("count", steps=1)
+    runner.close()
+    assert [(r.status, r.error) for r in map(store.get_run, (run.id, waiting))] == [(FAILED, APP_STOPPED)] * 2
+    assert gone(run.worker_pid)
+
+
+APP = """
+import sys, time
+from qlab.lab.jobs import JobRunner, Staff
+from qlab.lab.store import Store
+from tests.lab.job_tasks import KINDS
+
+if __name__ == "__main__":
+    runner = JobRunner(Store(sys.argv[1]), kinds=KINDS, staff=Staff(1, 1, 2 << 30))
+    run = runner.submit("stubborn")
+    while runner.store.get_run(run).worker_pid is None:
+        time.sleep(0.05)
+    print(runner.store.get_run(run).worker_pid, flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_killed_app_leaves_no_worker_and_no_running_run(tmp_path: Path) -> None:
+    script = tmp_path / "app.py"
+    script.write_text(APP)
+    with subprocess.Popen(
+        [sys.executable, str(script), str(tmp_path / "home")],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    ) as app:
+        assert app.stdout is not None
+        worker = int(app.stdout.readline())
+        app.kill()
+    until(lambda: gone(worker), 5)
+    store = Store(tmp_path / "home")
+    JobRunner(store)  # as the next app does
+    assert [(r.status, r.error) for r in store.list_runs()] == [(FAILED, APP_STOPPED)]
+
+
+# ---- an existing cluster ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A scheduler and a worker in processes of their own; gives the address."""
+    folder = tmp_path_factory.mktemp("cluster")
+    file = folder / "scheduler.json"
+    dask = [sys.executable, "-m", "dask"]
+    here = ["--host", "127.0.0.1", "--dashboard-address", "127.0.0.1:0"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with (folder / "log").open("w") as log:
+        processes = [
+            subprocess.Popen(
+                [*dask, "scheduler", *here, "--port", "0", "--scheduler-file", str(file)],
+                stdout=log, stderr=log, env=environment,
+            ),
+            subprocess.Popen(
+                [*dask, "worker", "--scheduler-file", str(file), *here, "--nthreads", "1",
+                 "--local-directory", str(folder)],
+                stdout=log, stderr=log, env=environment,
+            ),
+        ]  # fmt: skip
+        until(lambda: file.exists() and '"address"' in file.read_text())
+        import json
+
+        yield json.loads(file.read_text())["address"]
+        for process in reversed(processes):
+            process.terminate()
+        for process in processes:
+            process.wait(20)
+
+
+def test_an_existing_cluster(cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QLAB_DASK", cluster)
+    store = Store(tmp_path)
+    with JobRunner(store, kinds=KINDS) as runner:
+        assert runner.wait(runner.submit("count", steps=3), LONG).status == DONE
+        run, waiting = running(runner, "stubborn"), runner.submit("count", steps=2)
+        begun = time.monotonic()
+        assert runner.cancel(run.id).status == CANCELLED
+        assert time.monotonic() - begun < 1.0
+        assert runner.wait(waiting, LONG).status == DONE
+        dead = runner.wait(runner.submit("die"), LONG)
+        # The scheduler there tries three times; the run is begun once.
+        assert (dead.status, dead.error, dead.attempts) == (FAILED, KILLED, 1)
+        assert runner.wait(runner.submit("count", steps=2), LONG).status == DONE
+
+
+def test_a_cluster_that_sees_another_store(cluster: str, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    with JobRunner(Store(tmp_path), kinds=KINDS, address=cluster) as runner:
+        hand_out = runner._hand_out
+
+        def elsewhere() -> None:
+            for ticket in runner._pending:
+                ticket.order = replace(
+                    ticket.order, home=str(tmp_path / "other"), url=f"sqlite:///{tmp_path / 'other.db'}"
+                )
+            hand_out()
+
+        runner._hand_out = elsewhere  # type: ignore[method-assign]
+        run = runner.wait(runner.submit("count", steps=3), LONG)
+    assert (run.status, run.error) == (FAILED, NOT_SHARED)
+
+
+def test_no_scheduler_at_the_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qlab.lab.jobs.CONNECT_WITHIN", "1s")
+    with JobRunner(Store(tmp_path), kinds=KINDS, address="tcp://127.0.0.1:9") as runner:
+        for _ in range(2):  # and again, should it have come up meanwhile
+            run = runner.wait(runner.submit("count", steps=1), LONG)
+            assert run.status == FAILED
+            assert run.error is not None
+            assert "No Dask scheduler answers at tcp://127.0.0.1:9" in run.error
