@@ -169,9 +169,11 @@ class _Observer(fx.Interpreter):
                 name, channel_axis(node), samples_per_batch, allow_infinite=_only_feeds_softmax(node)
             )
             self.collectors[node] = collector
-            if op_type(node) == "relu" and (before := self.collectors.get(node.args[0])) and not before.allow_infinite:
+            source = node.all_input_nodes[0] if op_type(node) == "relu" else node
+            before = self.collectors[source] if source is not node and source in self.collectors else None
+            if before and not before.allow_infinite and before.channel_axis == collector.channel_axis:
                 # what it holds follows from its input, at a third of the cost
-                self.rectified.setdefault(node.args[0], []).append(collector)
+                self.rectified.setdefault(source, []).append(collector)
                 self.derived.add(node)
 
     def batch(self, inputs: Sequence[Tensor], first: int) -> None:

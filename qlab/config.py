@@ -7,7 +7,7 @@ Importing this module does not import torch.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
@@ -250,11 +250,10 @@ def _mapping(d: Any, what: str) -> Mapping[str, Any]:
     return d
 
 
-def _build(cls: type, d: Mapping[str, Any], what: str) -> Any:
+def _build(cls: Any, d: Mapping[str, Any], what: str) -> Any:
     d = _mapping(d, what)
-    unknown = set(d) - set(cls.__dataclass_fields__)  # type: ignore[attr-defined]
+    known = [f.name for f in fields(cls)]
+    unknown = set(d) - set(known)
     if unknown:
-        raise InvalidConfig(
-            f"a {what} has no field {', '.join(sorted(unknown))}: it has {', '.join(cls.__dataclass_fields__)}."
-        )  # type: ignore[attr-defined]
+        raise InvalidConfig(f"a {what} has no field {', '.join(sorted(unknown))}: it has {', '.join(known)}.")
     return cls(**d)

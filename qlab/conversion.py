@@ -206,18 +206,14 @@ class _Converter:
             module = FakeQuantize(self._qparams(point), after_relu=fuse_relu)
             target = self._add_module("aq", point.tensor, module)
             source: fx.Node = node.args[0] if fuse_relu else node  # type: ignore[assignment]
+            readers = list(node.users) if point.consumers is None else [self.copy_of[c] for c in point.consumers]
             with self.gm.graph.inserting_after(node):
                 new = self.gm.graph.call_module(target, (source,))
             new.meta = dict(node.meta)
+            for reader in readers:
+                reader.replace_input_with(node, new)
             if point.consumers is None:
                 self.at_source[point.tensor] = new
-            readers = None if point.consumers is None else {self.copy_of[c] for c in point.consumers}
-            node.replace_all_uses_with(
-                new,
-                delete_user_cb=lambda user, new=new, readers=readers: (
-                    user is not new and (readers is None or user in readers)
-                ),
-            )
             out[self._free_key(out, point)] = module
         return out
 

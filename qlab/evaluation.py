@@ -131,7 +131,7 @@ def evaluate(
     size = model.fixed_batch or batch_size
     total = -(-len(part) // size)
     taps = _Taps(model_or_qmodel) if isinstance(model_or_qmodel, QuantizedModel) and sqnr_samples > 0 else None
-    runs_reference = isinstance(reference, Model) and reference is not model_or_qmodel
+    other = reference if isinstance(reference, Model) and reference is not model_or_qmodel else None
     predictions: list[np.ndarray] = []
     of_reference: list[np.ndarray] = []
     stage = f"evaluate {'quantized' if quantized else 'float'}"
@@ -148,11 +148,9 @@ def evaluate(
         else:
             output = model_or_qmodel(*inputs)
         predictions.append(_predict(output, targets, count, f"batch {number}, samples {done} to {done + count - 1}"))
-        if runs_reference:
-            known = own_float is not None and reference is model
-            of_reference.append(
-                _predict(own_float if known else reference(*inputs), targets, count, f"batch {number} of the reference")
-            )
+        if other is not None:
+            reference_output = own_float if own_float is not None and other is model else other(*inputs)
+            of_reference.append(_predict(reference_output, targets, count, f"batch {number} of the reference"))
         done += count
     if progress is not None:
         progress(stage, total, total)

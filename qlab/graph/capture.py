@@ -141,6 +141,7 @@ def load_model(source: nn.Module | str | Path | bytes, example_inputs: Any = Non
     the bytes of a .pt2, or the name of a sample model.
     Raises UnsupportedModel, BadUpload, UnsafeFile.
     """
+    archive: bytes | Path
     if isinstance(source, nn.Module):
         archive, name = _export(source, example_inputs), type(source).__name__
     elif isinstance(source, bytes):
@@ -240,7 +241,7 @@ def _name_nodes(gm: fx.GraphModule) -> dict[fx.Node, str]:
 
 
 def _gives_tensor(node: fx.Node) -> bool:
-    """Whether the node computes a tensor from tensors; constants made on the spot (zeros, arange) have no layer name."""
+    """Whether the node computes a tensor from tensors; constants made on the spot (zeros, arange) have no name."""
     if not any("dtype" in n.meta or op_type(n) in ("lstm", "gru") for n in node.all_input_nodes if n.op != "output"):
         return False
     return "dtype" in node.meta or op_type(node) in ("lstm", "gru")

@@ -55,7 +55,7 @@ def attribute(gm: fx.GraphModule, node: Any) -> Tensor | None:
     """The constant tensor behind a get_attr node, else None."""
     if not isinstance(node, fx.Node) or node.op != "get_attr":
         return None
-    value = gm.get_parameter(node.target) if _is_parameter(gm, node.target) else getattr(gm, str(node.target))
+    value = getattr(gm, str(node.target))
     return value if isinstance(value, Tensor) else None
 
 
@@ -73,10 +73,6 @@ def add_constant(gm: fx.GraphModule, before: fx.Node, value: Tensor, like: fx.No
         "parameter_name": name, "shape": tuple(value.shape), "dtype": value.dtype,
     }  # fmt: skip
     return node
-
-
-def _is_parameter(gm: fx.GraphModule, target: Any) -> bool:
-    return str(target) in gm._parameters
 
 
 def _make_functional(gm: fx.GraphModule) -> None:
@@ -106,8 +102,8 @@ def _make_functional(gm: fx.GraphModule) -> None:
                 f"memory with {views[0].name!r}. Write the result to a new tensor: y = y + x instead of y += x."
             )
         node.target = overload
-        later = {u for u in written.users if u is not node and position.get(u, math.inf) > position[node]}
-        written.replace_all_uses_with(node, delete_user_cb=lambda user, later=later: user in later)
+        for user in [u for u in written.users if u is not node and position.get(u, math.inf) > position[node]]:
+            user.replace_input_with(written, node)
 
 
 def _aliases(node: fx.Node) -> set[fx.Node]:
@@ -282,7 +278,7 @@ def _fold_batch_norm(gm: fx.GraphModule) -> list[str]:
         bias = attribute(gm, bias_node)
         if mean is None or var is None or weight is None or (bias_node is not None and bias is None):
             continue
-        eps = float(node.args[7])  # type: ignore[arg-type]
+        eps = float(node.args[7])
         factor = (1.0 if gamma is None else gamma.detach().double()) / torch.sqrt(var.detach().double() + eps)
         w64 = weight.detach().double()
         groups = _groups(conv, kind)

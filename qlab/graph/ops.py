@@ -140,7 +140,7 @@ def weight_argument(node: fx.Node) -> WeightArgument | None:
 def _pads_with_zero(node: fx.Node) -> bool:
     if packet_name(node) == "constant_pad_nd":
         value = node.args[2] if len(node.args) > 2 else node.kwargs.get("value", 0)
-        return value == 0
+        return bool(value == 0)
     mode = node.args[2] if len(node.args) > 2 else node.kwargs.get("mode", "constant")
     value = node.args[3] if len(node.args) > 3 else node.kwargs.get("value")
     return mode != "constant" or value in (None, 0)

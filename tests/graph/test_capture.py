@@ -212,7 +212,7 @@ def test_a_write_through_a_view_is_refused():
             y[:, :2] += 1.0
             return y
 
-    with pytest.raises(UnsupportedModel, match="in place|memory"):
+    with pytest.raises(UnsupportedModel, match=r"in place|memory"):
         qlab.load_model(Overlap().eval(), torch.randn(2, 4))
 
 

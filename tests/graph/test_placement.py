@@ -60,7 +60,9 @@ def rows(placement):
 
 
 def points(placement):
-    return {(p.tensor, None if p.consumers is None else tuple(c.name for c in p.consumers)) for p in placement.activations}
+    return {
+        (p.tensor, None if p.consumers is None else tuple(c.name for c in p.consumers)) for p in placement.activations
+    }
 
 
 def test_static_units_are_observed_at_their_end(residual):
