@@ -1,0 +1,32 @@
+"""The app: `streamlit run app.py`. Page config and menu; everything else is in qlab.ui and pages/."""
+
+from pathlib import Path
+
+import streamlit as st
+
+from qlab.ui import frame, warm
+
+PAGES = Path(__file__).resolve().parent / "pages"
+
+
+def main() -> None:
+    st.set_page_config(page_title="qlab", page_icon="🔬", layout="wide", initial_sidebar_state=260)
+    frame.run(
+        {
+            "Lab": [
+                st.Page(PAGES / "lab" / "start.py", title="Start", url_path="", default=True),
+                *_pages("lab", experiment="Experiment", distributions="Distributions"),
+            ]
+        }
+    )
+    warm.up()
+
+
+def _pages(section: str, **titles: str) -> list[st.Page]:
+    files = {name: PAGES / section / f"{name}.py" for name in titles}
+    return [st.Page(path, title=titles[name], url_path=name) for name, path in files.items() if path.exists()]
+
+
+# The workers of dask are spawned, and a spawned process imports this file again.
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""One look for every figure: a colour has one meaning, in light and in dark.
+
+The colours are those of Okabe and Ito (2008), which people with any common colour vision tell apart;
+dark mode uses a lighter twin of each, so that the contrast with the background stays above 3:1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import plotly.graph_objects as go
+
+FONT = '"Source Sans", "Source Sans 3", "Source Sans Pro", sans-serif'
+MONO = '"Source Code", "Source Code Pro", ui-monospace, monospace'
+
+
+@dataclass(frozen=True)
+class Palette:
+    """Colours by what they mean."""
+
+    float: str  # float values, the reference
+    quantized: str
+    error: str  # clipped, lost
+    gained: str  # also: integer kernel
+    range: str  # grid, range, calibration
+    neutral: str  # not quantized, float kernel, inside the noise
+    text: str
+    muted: str  # axis labels, annotations that may be overlooked
+    rule: str  # grid lines and axes
+    background: str  # the page's: for text halos, never painted as a surface
+
+    def wash(self, name: str, alpha: Any) -> str:
+        """A colour of this palette, see-through: `rgba(...)`. alpha: 0..1 (`float` names a colour in this class)."""
+        red, green, blue = (int(getattr(self, name)[i : i + 2], 16) for i in (1, 3, 5))
+        return f"rgba({red},{green},{blue},{alpha:g})"
+
+
+LIGHT = Palette(
+    float="#0072B2",
+    quantized="#E69F00",
+    error="#D55E00",
+    gained="#009E73",
+    range="#CC79A7",
+    neutral="#8C8C8C",
+    text="#31333F",
+    muted="#6B6E7B",
+    rule="#E3E5EA",
+    background="#FFFFFF",
+)
+DARK = Palette(
+    float="#56B4E9",
+    quantized="#F7C04A",
+    error="#FF8B4D",
+    gained="#3FCFA6",
+    range="#E8A5CB",
+    neutral="#A9ABB3",
+    text="#FAFAFA",
+    muted="#A3A8B4",
+    rule="#31343E",
+    background="#0E1117",
+)
+
+
+def palette(dark: bool) -> Palette:
+    return DARK if dark else LIGHT
+
+
+@cache
+def template(dark: bool) -> go.layout.Template:
+    """The plotly template of the app: transparent, quiet axes, units in the axis titles."""
+    colours = palette(dark)
+    axis = {
+        "gridcolor": colours.rule,
+        "linecolor": colours.rule,
+        "zerolinecolor": colours.rule,
+        "zerolinewidth": 1,
+        "ticks": "outside",
+        "ticklen": 4,
+        "tickcolor": colours.rule,
+        "tickfont": {"color": colours.muted, "size": 12},
+        "title": {"font": {"color": colours.muted, "size": 13}, "standoff": 8},
+        "automargin": True,
+    }
+    return go.layout.Template(
+        layout={
+            "font": {"family": FONT, "size": 13, "color": colours.text},
+            "paper_bgcolor": "rgba(0,0,0,0)",
+            "plot_bgcolor": "rgba(0,0,0,0)",
+            "colorway": [
+                colours.float,
+                colours.quantized,
+                colours.gained,
+                colours.range,
+                colours.error,
+                colours.neutral,
+            ],
+            "colorscale": {
+                "sequential": "Viridis",
+                "diverging": [[0.0, colours.float], [0.5, colours.background], [1.0, colours.error]],
+            },
+            "margin": {"l": 8, "r": 8, "t": 8, "b": 8},
+            "hoverlabel": {
+                "font": {"family": FONT, "size": 13, "color": colours.text},
+                "bgcolor": colours.background,
+                "bordercolor": colours.rule,
+            },
+            "legend": {"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0, "font": {"color": colours.muted}},
+            "xaxis": axis,
+            "yaxis": axis,
+            "dragmode": "zoom",
+            "hovermode": "closest",
+        }
+    )
+
+
+def figure(dark: bool, height: int, **layout: object) -> go.Figure:
+    """An empty figure in this look."""
+    made = go.Figure()
+    made.update_layout(template=template(dark), height=height, **layout)
+    return made
+
+
+def empty(message: str, dark: bool, height: int = 220) -> go.Figure:
+    """A figure that says why it shows nothing."""
+    made = figure(dark, height)
+    made.update_xaxes(visible=False)
+    made.update_yaxes(visible=False)
+    made.add_annotation(
+        text=message, x=0.5, y=0.5, xref="paper", yref="paper", showarrow=False, font={"color": palette(dark).muted}
+    )
+    return made

@@ -1,0 +1,58 @@
+"""Controls and small displays that more than one page uses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import streamlit as st
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+_MISSING = object()
+
+
+def kept(
+    widget: Callable[..., Any],
+    label: str,
+    *args: Any,
+    value: Any,
+    store: Callable[[Any], None],
+    key: str,
+    **kwargs: Any,
+) -> Any:
+    """A widget whose value outlives its page: seeded from `value`, and handed to `store` when a person changes it.
+
+        bits = widgets.kept(st.slider, "Bits", 2, 8, value=spec.bits, store=set_bits, key="dist_bits", help="...")
+
+    `value` is the canonical one, read from `state`; when it changed elsewhere (another page, a preset, a link), the
+    widget follows. Do not also pass index= or value= of the widget itself.
+    """
+    # Writing an equal value would make Streamlit send it back to a slider that is still being dragged.
+    if st.session_state.get(key, _MISSING) != value:
+        st.session_state[key] = value
+    return widget(label, *args, key=key, on_change=_commit, args=(key, store), **kwargs)
+
+
+def _commit(key: str, store: Callable[[Any], None]) -> None:
+    store(st.session_state[key])
+
+
+def dark() -> bool:
+    """Whether this browser shows the dark theme; pass it to the functions in qlab.plots."""
+    return st.context.theme.type == "dark"
+
+
+def chart(figure: go.Figure, *, key: str, **kwargs: Any) -> Any:
+    """A plotly figure in the full width, in the template of qlab.plots. kwargs: on_select, selection_mode."""
+    # theme=None: the template of qlab.plots carries fonts and colours; Streamlit's own would paint over them.
+    return st.plotly_chart(figure, key=key, width="stretch", theme=None, config={"displaylogo": False}, **kwargs)
+
+
+def figures(values: list[tuple[str, str, str | None, str]]) -> None:
+    """Large figures in one row, which wraps where it is narrow: (label, value, note under it, help)."""
+    with st.container(horizontal=True, gap="large", vertical_alignment="center"):
+        for label, value, note, text in values:
+            # In columns of equal width a narrow window would cut the values.
+            st.metric(label, value, note, delta_color="off", delta_arrow="off", help=text, width="content")

@@ -1,0 +1,165 @@
+"""A server of the app with a home of its own, and a browser that records every request that would leave the machine."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+CHROMIUM = next((p for p in ("/usr/bin/chromium", "/usr/bin/google-chrome") if os.path.exists(p)), None)
+CHROMIUM_ARGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+QUIET = '[data-testid="stApp"][data-test-script-state="notRunning"]'
+
+
+@dataclass
+class Server:
+    """A running `streamlit run`. log: what it printed so far."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+    log_path: Path
+
+    @property
+    def log(self) -> str:
+        return self.log_path.read_text(errors="replace")
+
+
+def start_server(home: Path, app: Path = ROOT / "app.py") -> Server:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    home.mkdir(parents=True, exist_ok=True)
+    log_path = home / "server.log"
+    with log_path.open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "streamlit", "run", str(app), f"--server.port={port}", "--server.headless=true"],
+            cwd=ROOT,
+            env=os.environ | {"QLAB_HOME": str(home), "PYTHONPATH": str(ROOT)},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    server = Server(f"http://127.0.0.1:{port}", process, log_path)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            with urllib.request.urlopen(server.url + "/_stcore/health", timeout=1) as answer:
+                if answer.read() == b"ok":
+                    return server
+        except OSError:
+            time.sleep(0.1)
+    stop_server(server)
+    raise RuntimeError(f"the server did not come up:\n{server.log[-3000:]}")
+
+
+def stop_server(server: Server) -> None:
+    """Ends the server and the workers it started: they share its process group."""
+    if server.process.poll() is None:
+        os.killpg(server.process.pid, signal.SIGTERM)
+        try:
+            server.process.wait(20)
+        except subprocess.TimeoutExpired:
+            os.killpg(server.process.pid, signal.SIGKILL)
+            server.process.wait(20)
+
+
+@pytest.fixture
+def launch(tmp_path: Path) -> Iterator[Callable[..., Server]]:
+    """Starts servers nobody has visited yet: `launch()` the app, `launch(path)` another script."""
+    started = []
+
+    def start(app: Path = ROOT / "app.py") -> Server:
+        started.append(start_server(tmp_path / "home", app))
+        return started[-1]
+
+    yield start
+    for server in started:
+        stop_server(server)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One server for all browser tests; what one test uploads or runs, the others may see."""
+    server = start_server(tmp_path_factory.mktemp("lab") / "home")
+    yield server
+    stop_server(server)
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[object]:
+    from playwright.sync_api import sync_playwright
+
+    if CHROMIUM is None:
+        pytest.skip("no chromium on this machine: install Debian's package chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=CHROMIUM_ARGS)
+        yield browser
+        browser.close()
+
+
+@dataclass
+class Visit:
+    """A browser page on the app. outside: requests that were stopped because they would have left the machine."""
+
+    page: object
+    outside: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+
+    def settle(self, timeout: float = 60) -> None:
+        """Waits until the script has run to its end."""
+        self.page.wait_for_timeout(150)  # type: ignore[attr-defined]
+        self.page.wait_for_selector(QUIET, timeout=timeout * 1000)  # type: ignore[attr-defined]
+
+
+Open = Callable[..., Visit]
+
+
+@pytest.fixture
+def visit(chromium) -> Iterator[Open]:
+    """Opens an address of a server in a browser context of its own: `visit(server, "experiment?run=3")`."""
+    contexts = []
+
+    def open_page(server: Server, path: str = "", *, width: int = 1400, dark: bool = False) -> Visit:
+        context = chromium.new_context(
+            viewport={"width": width, "height": 950},
+            color_scheme="dark" if dark else "light",
+            service_workers="block",
+        )
+        contexts.append(context)
+        visited = Visit(None)
+
+        def guard(route) -> None:
+            if route.request.url.startswith((server.url, "data:", "blob:")):
+                route.continue_()
+            else:
+                visited.outside.append(route.request.url)
+                route.abort()
+
+        context.route("**/*", guard)
+        visited.page = context.new_page()
+        visited.page.on("pageerror", lambda error: visited.errors.append(str(error)))
+        visited.page.goto(f"{server.url}/{path}")
+        visited.page.locator("h1").first.wait_for(timeout=60_000)
+        return visited
+
+    yield open_page
+    for context in contexts:
+        context.close()
