@@ -164,7 +164,7 @@ def evaluate(
     )
     accuracy = interval = None
     if part.targets is not None:
-        _check_labels(all_predictions, part.targets)
+        _check_labels(all_predictions, part.targets, model.n_classes)
         right = int((all_predictions == part.targets).sum())
         accuracy = right / all_predictions.size
         interval = wilson_interval(right, all_predictions.size)
@@ -293,11 +293,16 @@ def _predict(output: Any, targets: Tensor | None, count: int, where: str) -> np.
     return logits.argmax(-1).numpy()
 
 
-def _check_labels(predictions: np.ndarray, targets: np.ndarray) -> None:
+def _check_labels(predictions: np.ndarray, targets: np.ndarray, classes: int | None) -> None:
     if predictions.shape != targets.shape:
         raise DataMismatch(
             f"the labels are {list(targets.shape)}, the model predicts {list(predictions.shape)}: "
             "give one class number for each prediction."
+        )
+    if classes is not None and int(targets.max()) >= classes:
+        raise DataMismatch(
+            f"a label is {int(targets.max())}, but the model tells {classes} classes apart: number the classes from 0 to "
+            f"{classes - 1}, as in training."
         )
 
 

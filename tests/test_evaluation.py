@@ -122,6 +122,11 @@ def test_labels_that_do_not_fit(picker):
         qlab.evaluate(picker, data)
 
 
+def test_labels_out_of_range(picker):
+    with pytest.raises(DataMismatch, match=r"label is 7.*4 classes"):
+        qlab.evaluate(picker, qlab.load_dataset(np.zeros((3, 4), np.float32), np.array([0, 7, 1])))
+
+
 def test_segmentation_and_sequence_outputs():
     class Pixels(nn.Module):
         def forward(self, x):

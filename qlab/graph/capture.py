@@ -108,6 +108,16 @@ class Model:
         return digest.hexdigest()
 
     @property
+    def n_classes(self) -> int | None:
+        """How many classes the first output tells apart, where it is [N, C]; 2 for a single logit; else None."""
+        output: Any = self.graph_module.graph.output_node().args[0]
+        first = output[0] if isinstance(output, (tuple, list)) else output
+        shape: tuple[int, ...] = (first.meta.get("shape") or ()) if isinstance(first, fx.Node) else ()
+        if len(shape) == 1:
+            return 2
+        return max(shape[1], 2) if len(shape) == 2 else None
+
+    @property
     def fixed_batch(self) -> int | None:
         """The batch size the graph insists on, or None when any will do."""
         sizes = {s.shape[0] for s in self.inputs if s.shape}

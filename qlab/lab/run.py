@@ -305,7 +305,7 @@ def _load(work: Work, experiment: Experiment, ranges: bool, quantized: bool) -> 
         ]
     work.meter.plan(stages)
     work.progress(CHECK)
-    findings = check_against(model.inputs, data)
+    findings = check_against(model.inputs, data, model.n_classes)
     errors = [f for f in findings if f.severity == "error"]
     if errors:
         raise DataMismatch(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
@@ -223,12 +223,4 @@ def findings(model: Model, data: Dataset) -> list[Finding]:
     """The check of the data against the network, errors first."""
     from qlab.data import check_against
 
-    return check_against(model.inputs, data, _classes(model))
-
-
-def _classes(model: Model) -> int | None:
-    """How many classes the network tells apart, where its output is [N, classes]."""
-    output: Any = model.graph_module.graph.output_node().args[0]
-    first = output[0] if isinstance(output, (tuple, list)) else output
-    shape: tuple[int, ...] = first.meta.get("shape") or ()
-    return int(shape[1]) if len(shape) == 2 and shape[1] > 1 else None
+    return check_against(model.inputs, data, model.n_classes)
