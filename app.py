@@ -27,6 +27,8 @@ def _pages(section: str, **titles: str) -> list[st.Page]:
     return [st.Page(path, title=titles[name], url_path=name) for name, path in files.items() if path.exists()]
 
 
-# The workers of dask are spawned, and a spawned process imports this file again.
+# Streamlit runs this file for every page view, the server imports it once, and each spawned worker imports it again.
 if __name__ == "__main__":
     main()
+elif __name__ != "__mp_main__":
+    app = st.App(Path(__file__).resolve(), lifespan=warm.lifespan)

@@ -4,12 +4,27 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
 
 import streamlit as st
+from streamlit.runtime.pages_manager import PagesManager
 
 from qlab.ui import cache, latency, library
 
 LOG = logging.getLogger("qlab.ui")
+
+
+@asynccontextmanager
+async def lifespan(_: Any) -> AsyncIterator[None]:
+    """Around the server's life, before the first visitor.
+
+    A folder named pages beside the app makes Streamlit treat the first visit to a new server as one to its old kind of
+    multipage app, which knows no page but the start page: a deep link then opens with "Page not found" over it.
+    """
+    PagesManager.uses_pages_directory = False
+    yield
 
 
 def up() -> None:

@@ -44,6 +44,8 @@ def test_deep_link_to_another_page_on_a_cold_server_shows_the_frame(launch, visi
     visited = visit(launch(), "distributions")
     visited.page.get_by_test_id("stSidebar").get_by_text("quantization laboratory").wait_for()
     visited.page.get_by_role("heading", level=1, name="Where do the values fall?").wait_for(timeout=60_000)
+    visited.settle(120)
+    assert visited.page.get_by_role("dialog").count() == 0, visited.page.get_by_role("dialog").inner_text()
 
 
 def test_first_heading_within_two_seconds_on_a_warm_server(tmp_path, server, launch, visit) -> None:
