@@ -301,8 +301,8 @@ def _check_labels(predictions: np.ndarray, targets: np.ndarray, classes: int | N
         )
     if classes is not None and int(targets.max()) >= classes:
         raise DataMismatch(
-            f"a label is {int(targets.max())}, but the model tells {classes} classes apart: number the classes from 0 to "
-            f"{classes - 1}, as in training."
+            f"a label is {int(targets.max())}, but the model tells {classes} classes apart: number the classes from "
+            f"0 to {classes - 1}, as in training."
         )
 
 

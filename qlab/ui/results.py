@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import streamlit as st
-from streamlit.delta_generator import DeltaGenerator
 
 from qlab.metrics import MISSING, metric, write
 from qlab.plots.accuracy import Dot, accuracy_dots
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from qlab.lab.store import Run
 
 LEDGER_HEIGHT = 460
-QUIET: dict[str, Any] = {"delta_color": "off", "delta_arrow": "off"}
+SPEC_LINES, SPEC_HEIGHT = 20, 460
 ACCURACY_HELP = (
     "Accuracy on the evaluation data, in brackets its 95 % interval. Quantized figures are simulated with fake "
     "quantization in torch, not measured on integer kernels."
@@ -64,53 +63,49 @@ def evaluation_data(run: Run) -> Dataset:
 
 def before(found: Prepared | None) -> None:
     """The float figure that a run will be held against, in the place where its result will stand."""
-    left, middle, right = _places()
     reference = found.float_evaluation if found else None
     if reference is not None and reference.accuracy is None:
-        left.metric("Agreement with float", MISSING, "not run yet", **QUIET, help=metric("agreement").help)
-        right.markdown(UNLABELLED)
+        _figure("Agreement with float", MISSING, "not run yet", metric("agreement").help)
+        with st.container():
+            st.markdown(UNLABELLED)
         return
     interval = reference.accuracy_interval if reference else None
-    left.metric(
-        "Float",
-        write("accuracy", reference.accuracy if reference else None),
-        _interval(interval) if interval else "being measured",
-        **QUIET,
-        help=ACCURACY_HELP,
-    )
-    middle.metric("Quantized, simulated", MISSING, "not run yet", **QUIET, help=ACCURACY_HELP)
-    right.markdown("Run quantizes the network with the settings below and holds it against float, sample by sample.")
+    value = write("accuracy", reference.accuracy if reference else None)
+    _figure("Float", value, _interval(interval) if interval else "being measured", ACCURACY_HELP)
+    _figure("Quantized, simulated", MISSING, "not run yet", ACCURACY_HELP)
+    with st.container():
+        st.markdown("Run quantizes the network with the settings below and holds it against float, sample by sample.")
 
 
 def headline(run: Run, result: Result) -> None:
     """Float against quantized as two large figures, and whether the difference is more than chance."""
     comparison = result.comparison
-    left, middle, right = _places()
-    other = _of_other_settings(run)
     if result.quantized.accuracy is None:
-        agreement = result.quantized.agreement
-        left.metric(
-            "Agreement with float", write("agreement", agreement), "simulated", **QUIET, help=metric("agreement").help
-        )
-        middle.metric("Predictions changed", f"{comparison.changed:,}", f"of {comparison.n:,}", **QUIET)
-        right.markdown(UNLABELLED)
-        right.caption(other)
-        return
-    for place, label, found in (
-        (left, "Float", result.reference),
-        (middle, "Quantized, simulated", result.quantized),
-    ):
-        assert found.accuracy_interval is not None
-        place.metric(
-            label,
-            write("accuracy", found.accuracy),
-            _interval(found.accuracy_interval),
-            **QUIET,
-            help=ACCURACY_HELP,
-        )
-    with right:
-        verdict(result)
-        st.caption(other)
+        agreement = write("agreement", result.quantized.agreement)
+        _figure("Agreement with float", agreement, "simulated", metric("agreement").help)
+        changed = "Predictions that are not the same, out of all."
+        _figure("Predictions changed", f"{comparison.changed:,}", f"of {comparison.n:,}", changed)
+    else:
+        for label, found in (("Float", result.reference), ("Quantized, simulated", result.quantized)):
+            assert found.accuracy_interval is not None
+            _figure(label, write("accuracy", found.accuracy), _interval(found.accuracy_interval), ACCURACY_HELP)
+    with st.container():
+        if result.quantized.accuracy is None:
+            st.markdown(UNLABELLED)
+        else:
+            verdict(result)
+        if other := _of_other_settings(run):
+            st.caption(other)
+
+
+def _figure(label: str, value: str, note: str, text: str) -> None:
+    """A large figure as wide as its words, so that a row of them wraps on a narrow screen and nothing is cut."""
+    st.metric(label, value, note, delta_color="off", delta_arrow="off", width="content", help=text)
+
+
+def subject(run: Run) -> str:
+    """The network, and the data where that is not its own."""
+    return run.model if run.data in (run.model, "") else f"{run.model} on {run.data}"
 
 
 def _of_other_settings(run: Run) -> str:
@@ -118,7 +113,7 @@ def _of_other_settings(run: Run) -> str:
     experiment = _experiment_of(run)
     here = state.model_ref().source, state.data_ref().source
     if (experiment.model, _source(experiment)) != here:
-        return errors.escape(f"This is of {run.model} on {run.data}, not of the network that is open.")
+        return errors.escape(f"This is of {subject(run)}, not of the network that is open.")
     if experiment.resolved_mapping != state.mapping():
         return f"This is of the run {errors.escape(run.name or run.id)}; the settings below are others by now."
     return ""
@@ -133,10 +128,6 @@ def _experiment_of(run: Run) -> Experiment:
 def _source(experiment: Experiment) -> str | None:
     data = experiment.data
     return data if isinstance(data, str) else data.get("path") if isinstance(data, Mapping) else None
-
-
-def _places() -> Sequence[DeltaGenerator]:
-    return st.columns([0.27, 0.27, 0.46], vertical_alignment="center")
 
 
 def _interval(interval: tuple[float, float]) -> str:
@@ -176,7 +167,7 @@ def heading(run: Run, experiment: Experiment) -> None:
     words.subheader(f"What did {errors.escape(run.name) or 'this run'} find?", anchor=False)
     when = datetime.datetime.fromtimestamp(run.created).strftime("%Y-%m-%d %H:%M")
     words.caption(
-        errors.escape(f"Run {run.id} · {run.model} on {run.data} · {run.config} · {when}")
+        errors.escape(f"Run {run.id} · {subject(run)} · {run.config} · {when}")
         + (f" · {write('duration', run.seconds)}" if run.seconds is not None else "")
     )
     with actions, st.container(horizontal=True, horizontal_alignment="right"):
@@ -222,20 +213,14 @@ def _open_refs(model: library.ModelRef, data: library.DataRef) -> None:
 def details(run: Run, result: Result) -> None:
     for text in warnings(result):
         st.warning(errors.escape(text))
-    left, right = st.columns([0.5, 0.5], vertical_alignment="center", gap="large")
-    with left:
-        _figures(result)
-    with right:
-        dots = [
-            Dot(label, found.accuracy, *found.accuracy_interval, kind=kind)  # type: ignore[arg-type]
-            for label, found, kind in (
-                ("float", result.reference, "float"),
-                ("quantized", result.quantized, "quantized"),
-            )
-            if found.accuracy is not None and found.accuracy_interval is not None
-        ]
-        if dots:
-            widgets.chart(accuracy_dots(dots, widgets.dark()), key="exp_dots")
+    _figures(result)
+    dots = [
+        Dot(label, found.accuracy, *found.accuracy_interval, kind=kind)  # type: ignore[arg-type]
+        for label, found, kind in (("float", result.reference, "float"), ("quantized", result.quantized, "quantized"))
+        if found.accuracy is not None and found.accuracy_interval is not None
+    ]
+    if dots:
+        widgets.chart(accuracy_dots(dots, widgets.dark()), key="exp_dots")
     changed, layers, ledger, time, spec = st.tabs(
         ["Flipped examples", "SQNR per layer", "Ledger", "Time", "Repeat it"], key="exp_tabs"
     )
@@ -260,31 +245,13 @@ def _figures(result: Result) -> None:
         f"Codes {write('size', size['codes'])}, scales {write('size', size['scales'])}, zero points "
         f"{write('size', size['zero_points'])}, what stays float {write('size', size['float_rest'])}."
     )
-    # A row that wraps and not columns, so that the notes under the figures are never cut.
     with st.container(horizontal=True, gap="large"):
-        st.metric(
-            "Size",
-            write("size", size["quantized"]),
-            f"of {write('size', size['float'])} in float",
-            **QUIET,
-            width="content",
-            help=parts,
-        )
-        st.metric(
-            "Agreement",
-            write("agreement", result.quantized.agreement),
-            f"{comparison.changed:,} of {comparison.n:,} changed",
-            **QUIET,
-            width="content",
-            help=metric("agreement").help,
-        )
+        _figure("Size", write("size", size["quantized"]), f"of {write('size', size['float'])} in float", parts)
+        changed = f"{comparison.changed:,} of {comparison.n:,} changed"
+        _figure("Agreement", write("agreement", result.quantized.agreement), changed, metric("agreement").help)
         if comparison.p is not None:
-            for key, count, note in (
-                ("lost", comparison.lost, "right before, wrong now"),
-                ("gained", comparison.gained, "wrong before, right now"),
-            ):
-                entry = metric(key)
-                st.metric(entry.label, entry.format(count), note, **QUIET, width="content", help=entry.help)
+            _figure("Lost", write("lost", comparison.lost), "right before, wrong now", metric("lost").help)
+            _figure("Gained", write("gained", comparison.gained), "wrong before, right now", metric("gained").help)
 
 
 def _ledger(ledger: Sequence[Mapping[str, Any]]) -> None:
@@ -301,8 +268,8 @@ def _ledger(ledger: Sequence[Mapping[str, Any]]) -> None:
             "Notes": ["; ".join(row["notes"]) for row in ledger],
         }
     )
-    if not rows["Notes"].any():
-        rows = rows.drop(columns="Notes")
+    empty = [name for name, said in (("Notes", {""}), ("Rule", {"default", "-"})) if set(rows[name]) <= said]
+    rows = rows.drop(columns=empty)
     st.dataframe(
         rows,
         key="exp_ledger",
@@ -312,7 +279,7 @@ def _ledger(ledger: Sequence[Mapping[str, Any]]) -> None:
         column_config={
             "Op": st.column_config.TextColumn(width="small"),
             "Quantized": st.column_config.CheckboxColumn(width="small"),
-            "Why": st.column_config.TextColumn(width="medium"),
+            "Why": st.column_config.TextColumn(width=300),
             "Rule": st.column_config.TextColumn(
                 help="The rule of the config that decided; default where none named it."
             ),
@@ -333,7 +300,8 @@ def _timings(run: Run, result: Result) -> None:
 def repeat(run: Run) -> None:
     st.caption("This spec repeats the run anywhere qlab is installed; save it as spec.json.")
     st.code("python -m qlab run spec.json", language="bash")
-    st.code(json.dumps(run.spec, indent=2), language="json", height=360)
+    spec = json.dumps(run.spec, indent=2)
+    st.code(spec, language="json", height=SPEC_HEIGHT if spec.count("\n") > SPEC_LINES else "content")
 
 
 # --- what to know before believing the figures ------------------------------------------------------------------------

@@ -18,22 +18,28 @@ if TYPE_CHECKING:
 
 def draw(run: Run | None, result: Result | None, model: Model | None) -> None:
     """Run on the left; beside it what is known so far: float alone, how far the run is, or how it ended."""
+    # One row that wraps: what does not fit beside Run moves under it.
     with st.container(horizontal=True, gap="large", vertical_alignment="center"):
-        press, rest = st.container(width=190, gap="xsmall"), st.container()
-    with press:
-        _button(run, model)
-        _options()
-    with rest, errors.box():
-        if run is None:
-            results.before(prepared.known(state.model_ref(), state.data_ref()))
-        elif not run.ended:
-            jobs.watch(run.id, key="exp_progress")
-        elif result is not None:
-            results.headline(run, result)
-        elif run.status == "cancelled":
-            st.info("This run was stopped before it had a result. Run starts again with the settings below.")
-        else:
-            errors.failure(run.error or "This run ended without a result. Run it again.", run.detail)
+        with st.container(width=190, gap="xsmall"):
+            _button(run, model)
+            _options()
+        with errors.box():
+            _state(run, result)
+
+
+def _state(run: Run | None, result: Result | None) -> None:
+    if run is None:
+        results.before(prepared.known(state.model_ref(), state.data_ref()))
+    elif result is not None:
+        results.headline(run, result)
+    else:
+        with st.container():
+            if not run.ended:
+                jobs.watch(run.id, key="exp_progress")
+            elif run.status == "cancelled":
+                st.info("This run was stopped before it had a result. Run starts again with the settings below.")
+            else:
+                errors.failure(run.error or "This run ended without a result. Run it again.", run.detail)
 
 
 def shown_run() -> Run | None:

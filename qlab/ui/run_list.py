@@ -9,7 +9,7 @@ import pandas as pd
 import streamlit as st
 
 from qlab.metrics import MISSING, write
-from qlab.ui import cache, state
+from qlab.ui import cache, results, state
 
 if TYPE_CHECKING:
     from qlab.lab.store import Run
@@ -47,7 +47,7 @@ def _row(run: Run, shown: bool) -> dict[str, Any]:
         "Open": "●" if shown else "",
         "Time": datetime.datetime.fromtimestamp(run.created),
         "Run": run.name or run.id,
-        "Model": run.model if run.data in (run.model, "") else f"{run.model} on {run.data}",
+        "Model": results.subject(run),
         "Config": run.config,
         "Accuracy": f"{write('accuracy', head.float_accuracy)} → {write('accuracy', head.accuracy)}"
         if head.accuracy is not None

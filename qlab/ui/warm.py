@@ -24,6 +24,7 @@ async def lifespan(_: Any) -> AsyncIterator[None]:
     multipage app, which knows no page but the start page: a deep link then opens with "Page not found" over it.
     """
     PagesManager.uses_pages_directory = False
+    LOG.debug("TCP_NODELAY on %d sockets", latency.send_at_once())
     yield
 
 
@@ -40,7 +41,6 @@ def _once() -> threading.Thread:
 
 
 def _work() -> None:
-    LOG.debug("TCP_NODELAY on %d sockets", latency.send_at_once())
     cache.runner().start()
     # The first capture of a model makes torch import its tracing parts; the others take a tenth of a second each.
     for name in library.cards():

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from qlab import calibrate, compare, convert, evaluate, load_dataset, load_model
+from qlab import compare, convert, evaluate, load_dataset, load_model
 from qlab.config import QSCHEMES, QConfig, QConfigMapping, QuantSpec
 from qlab.lab.experiment import Experiment
 from qlab.lab.run import find_prepared, run
@@ -249,8 +249,11 @@ def test_run_in_a_worker_gives_the_numbers_of_the_engine(open_page, home) -> Non
     assert ended.status == "done", ended.error
     at.run()
     model, data = load_model("residual_digits"), load_dataset("residual_digits")
-    qmodel = convert(model, presets["x86"], calibrate(model, data))
-    reference, quantized = evaluate(model, data), evaluate(qmodel, data)
+    store = Store(home)
+    found = find_prepared(store, model, data)
+    store.close()
+    qmodel, reference = convert(model, presets["x86"], found.calibration), found.float_evaluation
+    quantized = evaluate(qmodel, data, reference)
     shown = metrics(at)
     assert shown["Float"] == write("accuracy", reference.accuracy)
     assert shown["Quantized, simulated"] == write("accuracy", quantized.accuracy)
