@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from qlab.data import Dataset
 from qlab.errors import BadUpload, DataMismatch, NonFinite, NotObserved
 from qlab.graph.capture import Model
+from qlab.graph.lower import copy_graph
 from qlab.graph.ops import SAME_VALUES, channel_axis, is_float, op_type, packet_name
+from qlab.memory import keep_freed_memory
 from qlab.quant.stats import SAMPLES_PER_BATCH, StatsCollector, TensorStats
 
 Progress = Callable[[str, int, int], None]
@@ -103,6 +102,7 @@ def calibrate(
     part = data.calibration
     if len(part) == 0:
         raise DataMismatch("there is no calibration data: give at least one sample.")
+    keep_freed_memory()
     size = model.fixed_batch or batch_size
     if len(part) < size and model.fixed_batch:
         raise DataMismatch(
@@ -112,15 +112,14 @@ def calibrate(
     observer = _Observer(model, samples_per_batch)
     total = len(part) // size if model.fixed_batch else -(-len(part) // size)
     seen = 0
-    with closing(observer):
-        for number, (first, inputs, _) in enumerate(part.batches(size)):
-            if number >= total:
-                break
-            model.check_inputs(inputs)
-            if progress is not None:
-                progress("calibrate", number, total)
-            observer.batch(inputs, first)
-            seen += len(inputs[0])
+    for number, (first, inputs, _) in enumerate(part.batches(size)):
+        if number >= total:
+            break
+        model.check_inputs(inputs)
+        if progress is not None:
+            progress("calibrate", number, total)
+        observer.batch(inputs, first)
+        seen += len(inputs[0])
     if progress is not None:
         progress("calibrate", total, total)
     return Calibration(observer.finish(), observer.aliases, model.content_hash, seen)
@@ -143,21 +142,40 @@ def merge_calibrations(calibrations: Sequence[Calibration]) -> Calibration:
     return Calibration(stats, first.aliases, first.model_hash, sum(c.samples for c in calibrations))
 
 
-class _Observer(fx.Interpreter):
-    """Runs the float graph and hands every float tensor to its collector."""
+class _Tap(nn.Module):
+    """Counts the tensor that comes by, and what follows from it."""
+
+    def __init__(self, collector: StatsCollector, is_input: bool):
+        super().__init__()
+        self.collector, self.is_input = collector, is_input
+        self.rectified: list[StatsCollector] = []
+        self.first = 0
+
+    def decides(self, relu: StatsCollector) -> bool:
+        """Whether all of relu(x) follows from what is seen of x, at a third of the cost."""
+        return not self.collector.allow_infinite and self.collector.channel_axis == relu.channel_axis
+
+    def forward(self, x: Tensor) -> None:
+        try:
+            seen = self.collector.look(x, self.first)
+        except NonFinite as e:
+            if self.is_input:
+                what = f"{e} This is the data itself: clean it, or check scale, mean and std."
+                raise NonFinite(what, detail=e.detail) from e
+            raise
+        self.collector.add(seen)
+        for collector in self.rectified:
+            collector.add(seen.rectified())
+
+
+class _Observer:
+    """The float graph with a tap behind every float tensor."""
 
     def __init__(self, model: Model, samples_per_batch: int):
-        super().__init__(model.graph_module)
         self.model = model
-        self.samples_per_batch = samples_per_batch
         self.aliases: dict[str, str] = {}
         self.collectors: dict[fx.Node, StatsCollector] = {}
-        self.first = 0
-        self.threads = torch.get_num_threads()
-        self.pool = ThreadPoolExecutor(self.threads)
-        self.waiting: list[tuple[fx.Node, Tensor]] = []
-        self.rectified: dict[fx.Node, list[StatsCollector]] = {}
-        self.derived: set[fx.Node] = set()
+        self.taps: dict[fx.Node, _Tap] = {}
         for node, name in model.names.items():
             if not is_float(node):
                 continue
@@ -169,52 +187,27 @@ class _Observer(fx.Interpreter):
                 name, channel_axis(node), samples_per_batch, allow_infinite=_only_feeds_softmax(node)
             )
             self.collectors[node] = collector
-            source = node.all_input_nodes[0] if op_type(node) == "relu" else node
-            before = self.collectors[source] if source is not node and source in self.collectors else None
-            if before and not before.allow_infinite and before.channel_axis == collector.channel_axis:
-                # what it holds follows from its input, at a third of the cost
-                self.rectified.setdefault(source, []).append(collector)
-                self.derived.add(node)
+            before = self.taps.get(node.all_input_nodes[0]) if op_type(node) == "relu" else None
+            if before is not None and before.decides(collector):
+                before.rectified.append(collector)
+            else:
+                self.taps[node] = _Tap(collector, node.op == "placeholder")
+        self.graph_module, copy_of = copy_graph(model.graph_module)
+        graph = self.graph_module.graph
+        after_inputs = next(n for n in graph.nodes if n.op != "placeholder")
+        for i, (node, tap) in enumerate(self.taps.items()):
+            self.graph_module.add_submodule(f"tap_{i}", tap)
+            at = copy_of[node]
+            where = graph.inserting_before(after_inputs) if tap.is_input else graph.inserting_after(at)
+            with where:
+                graph.call_module(f"tap_{i}", (at,))
+        self.graph_module.recompile()
 
     def batch(self, inputs: Sequence[Tensor], first: int) -> None:
-        self.first = first
+        for tap in self.taps.values():
+            tap.first = first
         with torch.no_grad():
-            self.run(*inputs)
-        self._count_waiting()
-
-    def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
-        if n in self.collectors and n not in self.derived:
-            self.waiting.append((n, result))
-            if len(self.waiting) >= self.threads:
-                self._count_waiting()
-        return result
-
-    def _count_waiting(self) -> None:
-        """Count the tensors that wait, each on a thread; an error is that of the first tensor.
-
-        No more than one a thread is held back: memory that is given back soon is reused, and fresh memory costs more
-        than counting.
-        """
-        waiting, self.waiting = self.waiting, []
-        list(self.pool.map(self._count, waiting))
-
-    def _count(self, one: tuple[fx.Node, Tensor]) -> None:
-        node, tensor = one
-        try:
-            seen = self.collectors[node].look(tensor, self.first)
-        except NonFinite as e:
-            if node.op == "placeholder":
-                raise NonFinite(
-                    f"{e} This is the data itself: clean it, or check scale, mean and std.", detail=e.detail
-                ) from e
-            raise
-        self.collectors[node].add(seen)
-        for collector in self.rectified.get(node, ()):
-            collector.add(seen.rectified())
-
-    def close(self) -> None:
-        self.pool.shutdown(cancel_futures=True)
+            self.graph_module(*inputs)
 
     def finish(self) -> dict[str, TensorStats]:
         return {self.model.names[node]: c.finish() for node, c in self.collectors.items()}

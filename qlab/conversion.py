@@ -13,7 +13,7 @@ from qlab.calibration import Calibration
 from qlab.config import QConfigMapping
 from qlab.errors import DataMismatch, InvalidConfig, NonFinite, NotObserved
 from qlab.graph.capture import Model
-from qlab.graph.lower import attribute
+from qlab.graph.lower import attribute, copy_graph
 from qlab.graph.ops import op_type, packet_name
 from qlab.graph.placement import ActivationPoint, LedgerRow, Placement, WeightPoint, place
 from qlab.graph.recurrent import DynamicFakeQuantize, DynamicRecurrent
@@ -140,13 +140,7 @@ def convert(model: Model, mapping: QConfigMapping, calib: Calibration | None = N
 class _Converter:
     def __init__(self, model: Model, mapping: QConfigMapping, calib: Calibration | None, placement: Placement):
         self.model, self.mapping, self.calib, self.placement = model, mapping, calib, placement
-        self.graph = fx.Graph()
-        self.copy_of: dict[fx.Node, fx.Node] = {}
-        output = self.graph.graph_copy(model.graph_module.graph, self.copy_of)
-        self.graph.output(output)
-        # the constants are shared with the float model and never written to
-        self.gm = fx.GraphModule(model.graph_module, self.graph, class_name="QuantizedGraph")
-        self.copy_of = dict(zip(model.graph_module.graph.nodes, self.gm.graph.nodes, strict=True))
+        self.gm, self.copy_of = copy_graph(model.graph_module)
         self.notes: dict[str, list[str]] = {}
         self.at_source: dict[str, fx.Node] = {}
 

@@ -16,6 +16,7 @@ from qlab.conversion import QuantizedModel
 from qlab.data import Dataset
 from qlab.errors import DataMismatch, InvalidConfig, NonFinite
 from qlab.graph.capture import Model
+from qlab.memory import keep_freed_memory
 
 BACKENDS = ("simulated",)
 SQNR_SAMPLES = 256
@@ -124,6 +125,7 @@ def evaluate(
     part = data.evaluation
     if len(part) == 0:
         raise DataMismatch("there is no evaluation data: give at least one sample.")
+    keep_freed_memory()
     quantized = isinstance(model_or_qmodel, QuantizedModel)
     model = model_or_qmodel.model if isinstance(model_or_qmodel, QuantizedModel) else model_or_qmodel
     if reference is None and quantized:

@@ -51,6 +51,14 @@ def lower(gm: fx.GraphModule) -> list[str]:
     return folded
 
 
+def copy_graph(gm: fx.GraphModule) -> tuple[fx.GraphModule, dict[fx.Node, fx.Node]]:
+    """A copy to change, and the copy of each node. The constants are shared with the original: do not write to them."""
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(gm.graph, {}))
+    copy = fx.GraphModule(gm, graph, class_name=f"{type(gm).__name__}Copy")
+    return copy, dict(zip(gm.graph.nodes, copy.graph.nodes, strict=True))
+
+
 def attribute(gm: fx.GraphModule, node: Any) -> Tensor | None:
     """The constant tensor behind a get_attr node, else None."""
     if not isinstance(node, fx.Node) or node.op != "get_attr":

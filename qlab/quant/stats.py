@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 OCTAVES = 32
 PER_OCTAVE = 1024
 SIDE = OCTAVES * PER_OCTAVE
-SAMPLES_PER_BATCH = 32_768
-LONG_ROW = 512  # from here on numpy reduces a row faster than it starts one
-PENDING = 8 * SAMPLES_PER_BATCH  # bucket numbers kept until they are worth one pass over all the buckets
+SAMPLES_PER_BATCH = 16_384
+LARGE = 2.0**50
+PENDING = 262_144  # bucket numbers kept until they are worth one pass over all the buckets
 
 _SHIFT = 13  # mantissa bits below a bucket: 23 - log2(PER_OCTAVE)
 _MAGNITUDE = np.int32(0x7FFFFFFF)
@@ -112,7 +112,7 @@ class TensorStats:
     """What is known of one tensor, over all batches seen.
 
     count            finite values seen; infinite: infinities seen and left out
-    sampled          values in the histogram and the moments; at most 32,768 of each batch
+    sampled          values in the histogram and the moments; at most 16,384 of each batch
     zeros            exact zeros among the sampled
     batch_index [B]  int64, ascending: index of the first sample of each batch
     batch_minimum, batch_maximum [B] float32: exact, over every finite value
@@ -377,7 +377,7 @@ class StatsCollector:
         self.channel_axis = channel_axis
         self.samples_per_batch = samples_per_batch
         self.allow_infinite = allow_infinite
-        self._counts = np.zeros(2 * SIDE, np.int64)
+        self._counts: NDArray[np.int64] | None = None  # never written to, so that finish() need not copy it
         self._pending: list[NDArray[np.uint16]] = []
         self._pending_size = 0
         self._top = OCTAVES - 1
@@ -399,10 +399,10 @@ class StatsCollector:
             raise DataMismatch(f"{self.name} is {tensor.dtype}: only floating-point tensors have statistics.")
         if not tensor.numel():
             raise DataMismatch(f"{self.name}: batch {batch_index} is empty, shape {list(tensor.shape)}.")
-        # numpy from here on: it lets go of the interpreter, so that several tensors are counted at once
-        x: Floats = tensor.detach().float().contiguous().numpy()
+        held = tensor.detach().float().contiguous()
+        x: Floats = held.numpy()
         infinite = 0
-        low, high, channel_low, channel_high = self._extremes(x)
+        low, high, channel_low, channel_high = self._extremes(held)
         if not math.isfinite(low) or not math.isfinite(high):
             infinite = int(np.isinf(x).sum())
             if math.isnan(low) or math.isnan(high):
@@ -411,8 +411,8 @@ class StatsCollector:
                 raise NonFinite(f"{self.name}: {infinite} infinite values in batch {batch_index}.")
             finite = np.isfinite(x)
             if self.channel_axis is not None:  # what has no finite value keeps an empty range, inf..-inf
-                channel_low = self._extremes(np.where(finite, x, np.float32(np.inf)))[2]
-                channel_high = self._extremes(np.where(finite, x, np.float32(-np.inf)))[3]
+                channel_low = self._extremes(held.masked_fill(held == -math.inf, math.inf))[2]
+                channel_high = self._extremes(held.masked_fill(held == math.inf, -math.inf))[3]
             x = x[finite]
             if x.size:
                 low, high = float(x.min()), float(x.max())
@@ -426,20 +426,22 @@ class StatsCollector:
         if not seen.count:
             return
         self._count += seen.count
-        self._raise_top(max(-seen.low, seen.high))
-        total, square = self._count_sample(seen.sample)
+        magnitude = max(-seen.low, seen.high)
+        self._raise_top(magnitude)
+        total, square = self._count_sample(seen.sample, magnitude)
         self._batches.append((seen.batch_index, seen.low, seen.high, total, square))
 
-    def _extremes(self, x: Floats) -> tuple[float, float, Floats | None, Floats | None]:
+    def _extremes(self, x: torch.Tensor) -> tuple[float, float, Floats | None, Floats | None]:
         if self.channel_axis is None:
-            return float(x.min()), float(x.max()), None, None
+            return float(x.amin()), float(x.amax()), None, None
         axis = self._axis(x.ndim)
         outer, channels = math.prod(x.shape[:axis]), x.shape[axis]
         view = x.reshape(outer, channels, -1)
-        if view.shape[2] >= LONG_ROW:
-            lows, highs = view.min(2).min(0), view.max(2).max(0)
+        # amin and amax over the last axis are vectorised and threaded; aminmax with a dimension takes 15 times as long
+        if view.shape[2] > 1:
+            lows, highs = view.amin(2).numpy().min(0), view.amax(2).numpy().max(0)
         else:
-            lows, highs = view.min(0).min(1), view.max(0).max(1)
+            lows, highs = view[:, :, 0].amin(0).numpy(), view[:, :, 0].amax(0).numpy()
         return float(lows.min()), float(highs.max()), lows, highs
 
     def _axis(self, ndim: int) -> int:
@@ -474,10 +476,12 @@ class StatsCollector:
         exponent = int(np.float32(magnitude).view(np.int32)) >> 23
         if exponent > self._top:
             self._count_pending()
-            _shift_down(self._counts, exponent - self._top)
+            if self._counts is not None:
+                self._counts = self._counts.copy()
+                _shift_down(self._counts, exponent - self._top)
             self._top = exponent
 
-    def _count_sample(self, sample: Floats) -> tuple[float, float]:
+    def _count_sample(self, sample: Floats, magnitude: float) -> tuple[float, float]:
         bits = sample.view(np.int32)
         index = bits & _MAGNITUDE
         self._zeros += int(index.size - np.count_nonzero(index))  # of integers: five times as fast
@@ -492,14 +496,14 @@ class StatsCollector:
         if self._pending_size >= PENDING:
             self._count_pending()
         self._sampled += sample.size
-        wide = sample.astype(np.float64)
-        total = float(wide.sum())
-        wide *= wide  # a dot product would wake the threads of the BLAS, which fight with torch's
-        return total, float(wide.sum())
+        # float32 sums are pairwise and good to six digits; where a square could overflow, double precision
+        wide = sample if magnitude < LARGE else sample.astype(np.float64)
+        return float(wide.sum()), float(np.square(wide).sum())
 
     def _count_pending(self) -> None:
         if self._pending:
-            self._counts += np.bincount(np.concatenate(self._pending), minlength=2 * SIDE)
+            more = np.bincount(np.concatenate(self._pending), minlength=2 * SIDE)
+            self._counts = more if self._counts is None else self._counts + more
             self._pending, self._pending_size = [], 0
 
     def finish(self) -> TensorStats:
@@ -518,7 +522,7 @@ class StatsCollector:
             batch_maximum=np.array(columns[2], np.float32),
             batch_total=np.array(columns[3], np.float64),
             batch_total_square=np.array(columns[4], np.float64),
-            histogram=Histogram(self._top, self._counts.copy()),
+            histogram=Histogram(self._top, np.zeros(2 * SIDE, np.int64) if self._counts is None else self._counts),
             channel_axis=None if self._low is None else self.channel_axis,
             channel_minimum=None if self._low is None else self._low.copy(),
             channel_maximum=None if self._high is None else self._high.copy(),

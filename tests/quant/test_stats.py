@@ -287,3 +287,18 @@ def test_histogram_equality() -> None:
     assert Histogram.empty() == Histogram.empty()
     assert Histogram.empty() != stats_of(torch.ones(1)).histogram
     assert Histogram.empty() != 3
+
+
+def test_what_follows_for_a_relu_is_what_the_relu_itself_gives():
+    torch.manual_seed(0)
+    x = torch.randn(5, 3, 70, 70)
+    direct, derived = StatsCollector("r", 1), StatsCollector("r", 1)
+    source = StatsCollector("x", 1)
+    for i in range(3):
+        batch = x * (i + 1)
+        direct.update(torch.relu(batch), i)
+        derived.add(source.look(batch, i).rectified())
+    a, b = direct.finish().to_arrays(), derived.finish().to_arrays()
+    assert a.keys() == b.keys()
+    for key in a:
+        np.testing.assert_array_equal(a[key], b[key], err_msg=key)

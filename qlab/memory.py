@@ -1,0 +1,24 @@
+"""Keeps memory that was freed, because networks ask for the same sizes again with the next batch.
+
+glibc gives large freed blocks back to the system at once and asks for them anew; every page then costs a fault, which
+made the forward pass of a ResNet-20 take 1.6 times as long here. Other C libraries are left as they are.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import platform
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # malloc.h
+KEPT_BYTES = 256 << 20
+LARGEST_BLOCK = 32 << 20  # glibc takes no larger one
+
+
+@functools.cache
+def keep_freed_memory() -> bool:
+    """Let this process keep up to 256 MB of freed memory; returns whether its C library could be told."""
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    libc = ctypes.CDLL(None)
+    return bool(libc.mallopt(_TRIM_THRESHOLD, KEPT_BYTES) and libc.mallopt(_MMAP_THRESHOLD, LARGEST_BLOCK))
