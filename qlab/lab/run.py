@@ -232,6 +232,7 @@ def _experiment(work: Work, experiment: Experiment) -> Outcome:
     work.progress(COMPARE)
     comparison = compare(reference, quantized, data.evaluation.targets)
     artifact = _write(work.store, QUANTIZED_EVALUATION, quantized)
+    work.progress(COMPARE, 1, 1)
     work.meter.finish()
     artifacts = {FLOAT_EVALUATION: reference_artifact.hash, QUANTIZED_EVALUATION: artifact.hash}
     if calibrated:

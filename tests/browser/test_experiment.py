@@ -35,6 +35,17 @@ def ready(visited) -> None:
     visited.settle()
 
 
+def resting_place(visited, element) -> dict[str, float]:
+    """Where an element is once it has been in one place for a second: charts above it may still be drawn."""
+    box, since = element.bounding_box(), time.monotonic()
+    while time.monotonic() - since < 1:
+        visited.page.wait_for_timeout(100)
+        now = element.bounding_box()
+        if now != box:
+            box, since = now, time.monotonic()
+    return box
+
+
 def press_run(visited) -> str:
     visited.page.get_by_test_id("stMain").get_by_role("button", name="Run", exact=True).click()
     visited.page.wait_for_url(re.compile(r"[?&]run="), timeout=30_000)
@@ -135,13 +146,14 @@ def test_rule_typed_into_the_table_is_counted_and_survives_a_walk(server, visit)
     visited = walk_in(server, visit)
     grid = visited.page.get_by_test_id("stDataFrame").first
     grid.scroll_into_view_if_needed()
-    box = grid.bounding_box()
+    box = resting_place(visited, grid)
     # The last line of an editable table adds a row; the second column takes the pattern.
     visited.page.mouse.click(box["x"] + 200, box["y"] + box["height"] - 16)
     visited.settle()
-    box = grid.bounding_box()
-    visited.page.mouse.dblclick(box["x"] + 250, box["y"] + 52)
-    visited.page.keyboard.type("layer1*")
+    box = resting_place(visited, grid)
+    visited.page.mouse.click(box["x"] + 250, box["y"] + 52)
+    visited.page.wait_for_timeout(300)  # the speed of a hand: the cell is chosen, then typing opens it
+    visited.page.keyboard.type("layer1*", delay=50)
     visited.page.keyboard.press("Enter")
     layers = [layer.name for layer in load_model("residual_digits").layers]
     count = sum(name.startswith("layer1") for name in layers)

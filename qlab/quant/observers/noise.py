@@ -82,6 +82,8 @@ class Sample:
         counts = np.add.reduceat(self.bucket_counts, start)
         return Sample(self.points, self.point_counts, self.edges[np.append(start, len(self.edges) - 1)], counts)
 
+    # A value 10^13 steps away overflows the cube. A grid that far off is no candidate: its error is infinite.
+    @np.errstate(over="ignore", invalid="ignore")
     def squared_error(
         self, scale: NDArray[Any], zero_point: NDArray[Any], grid: Grid, dtype: Any = np.float32
     ) -> NDArray[np.float64]:
@@ -118,6 +120,7 @@ class Sample:
                 gained = cube[:, 1:] - cube[:, :-1]
                 out[part, 0] += np.einsum("km,m->k", gained, density) * scale[part, 0]
         out *= np.square(scale, dtype=np.float64)  # ... and the two in the square
+        out[~np.isfinite(out)] = np.inf
         return out
 
     def least_squares_scale(self, scale: NDArray[Any], zero_point: NDArray[Any], grid: Grid) -> NDArray[Any]:
