@@ -25,7 +25,7 @@ PER_OCTAVE = 1024
 SIDE = OCTAVES * PER_OCTAVE
 SAMPLES_PER_BATCH = 16_384
 LARGE = 2.0**50
-PENDING = 262_144  # bucket numbers kept until they are worth one pass over all the buckets
+PENDING = 65_536  # bucket numbers kept until they are worth one pass over all the buckets
 
 _SHIFT = 13  # mantissa bits below a bucket: 23 - log2(PER_OCTAVE)
 _MAGNITUDE = np.int32(0x7FFFFFFF)
