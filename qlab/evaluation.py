@@ -99,7 +99,8 @@ class Comparison:
         if not self.significant:
             return f"not distinguishable from float on {self.n:,} samples (p = {self.p:.2g})"
         direction = "worse" if self.lost > self.gained else "better"
-        return f"{direction} than float, beyond chance on {self.n:,} samples (p = {self.p:.2g})"
+        p = "p < 0.0001" if self.p < 1e-4 else f"p = {self.p:.2g}"
+        return f"{direction} than float, beyond chance on {self.n:,} samples ({p})"
 
     def to_dict(self) -> dict[str, Any]:
         return {

@@ -432,7 +432,7 @@ class Store:
             )
             status = connection.execute(sa.select(_runs.c.status).where(_runs.c.id == run_id)).scalar_one_or_none()
         if status is None:
-            raise InvalidConfig(f"There is no run {run_id}.")
+            raise InvalidConfig(f"There is no run {run_id} in this store: choose one from the list of runs.")
         return status
 
     # ---- runs: reading -------------------------------------------------------------------------------------------
@@ -441,7 +441,7 @@ class Store:
         """The run with its result. Raises InvalidConfig if there is none."""
         run = self.try_run(run_id)
         if run is None:
-            raise InvalidConfig(f"There is no run {run_id}.")
+            raise InvalidConfig(f"There is no run {run_id} in this store: choose one from the list of runs.")
         return run
 
     def try_run(self, run_id: str) -> Run | None:
@@ -531,7 +531,7 @@ class Store:
         with self._write() as connection:
             changed = connection.execute(_runs.update().where(_runs.c.id == run_id).values(**values))
         if changed.rowcount != 1:
-            raise InvalidConfig(f"There is no run {run_id}.")
+            raise InvalidConfig(f"There is no run {run_id} in this store: choose one from the list of runs.")
 
     def delete_runs(self, ids: Sequence[str]) -> list[str]:
         """Hide runs that have ended; restore_runs brings them back. Gives the ids that were hidden by this call."""
