@@ -62,9 +62,10 @@ def test_first_heading_within_two_seconds_on_a_warm_server(tmp_path, server, lau
     visit(server).settle(180)
     seconds(bare)
     # The best of three: the measure is what the app takes, not what else the machine is doing. On a machine so busy
-    # that a page with nothing on it takes more than a second, the app may take twice as long as that one.
+    # that a page with nothing on it takes most of that time, the app may take three times as long as that one.
     ours, nothing = min(seconds(server) for _ in range(3)), min(seconds(bare) for _ in range(3))
-    assert ours <= max(2.0, 2 * nothing), f"{ours:.2f} s, an empty page {nothing:.2f} s"
+    print(f"first heading after {ours:.2f} s; on a page with nothing on it {nothing:.2f} s")
+    assert ours <= max(2.0, 3 * nothing), f"{ours:.2f} s, an empty page {nothing:.2f} s"
 
 
 def test_start_page_measures_the_float_accuracy_without_being_asked(server, visit) -> None:
