@@ -55,17 +55,22 @@ def test_first_heading_within_two_seconds_on_a_warm_server(tmp_path, server, lau
 
     def seconds(which) -> float:
         begun = time.monotonic()
-        visit(which)
-        return time.monotonic() - begun
+        visited = visit(which)
+        took = time.monotonic() - begun
+        # A page left open goes on asking its server and drawing, and would slow the next one down.
+        visited.settle(180)
+        visited.page.close()
+        return took
 
-    visit(server).settle(180)
-    visit(server).settle(180)
-    seconds(bare)
+    for which in (server, server, bare):
+        seconds(which)
     # The best of three: the measure is what the app takes, not what else the machine is doing. On a machine so busy
-    # that a page with nothing on it takes most of that time, the app may take three times as long as that one.
-    ours, nothing = min(seconds(server) for _ in range(3)), min(seconds(bare) for _ in range(3))
+    # that a page with nothing on it takes more than a second, the app may take twice as long as that one. Turn by turn,
+    # so that both meet the same machine.
+    pairs = [(seconds(server), seconds(bare)) for _ in range(3)]
+    ours, nothing = (min(column) for column in zip(*pairs, strict=True))
     print(f"first heading after {ours:.2f} s; on a page with nothing on it {nothing:.2f} s")
-    assert ours <= max(2.0, 3 * nothing), f"{ours:.2f} s, an empty page {nothing:.2f} s"
+    assert ours <= max(2.0, 2 * nothing), f"{ours:.2f} s, an empty page {nothing:.2f} s"
 
 
 def test_start_page_measures_the_float_accuracy_without_being_asked(server, visit) -> None:
