@@ -73,13 +73,13 @@ class QuantizedModel:
     ledger: one row per op. weights: layer -> QuantizedTensor, whose buffers are the truth the forward reads.
     activations: tensor name -> FakeQuantize. outputs: layer -> name of the tensor at the end of its unit;
     output_nodes: that tensor -> the node that gives it in the quantized graph.
-    unmatched: rules of the mapping that no op matched.
+    placement: the decision it was made by; points: key of `activations` -> its point there. unmatched: rules of the mapping that no op matched.
     """
 
     def __init__(
         self, model: Model, mapping: QConfigMapping, graph_module: fx.GraphModule, placement: Placement,
         weights: Mapping[str, QuantizedTensor], activations: Mapping[str, FakeQuantize], ledger: list[LedgerRow],
-        output_nodes: Mapping[str, fx.Node],
+        output_nodes: Mapping[str, fx.Node], points: Mapping[str, ActivationPoint],
     ):  # fmt: skip
         self.model = model
         self.mapping = mapping
@@ -89,6 +89,8 @@ class QuantizedModel:
         self.activations = dict(activations)
         self.outputs = dict(placement.outputs)
         self.output_nodes = dict(output_nodes)
+        self.placement = placement
+        self.points = dict(points)
         self.unmatched = placement.unmatched
 
     def __call__(self, *inputs: Tensor) -> Any:
@@ -143,6 +145,7 @@ class _Converter:
         self.gm, self.copy_of = copy_graph(model.graph_module)
         self.notes: dict[str, list[str]] = {}
         self.at_source: dict[str, fx.Node] = {}
+        self.points: dict[str, ActivationPoint] = {}
 
     def run(self) -> QuantizedModel:
         weights = self._weights()
@@ -156,7 +159,7 @@ class _Converter:
         ends = set(self.placement.outputs.values())
         output_nodes = {t: self.at_source.get(t, self.copy_of[self.model.node(t)]) for t in ends}
         return QuantizedModel(
-            self.model, self.mapping, self.gm, self.placement, weights, activations, ledger, output_nodes
+            self.model, self.mapping, self.gm, self.placement, weights, activations, ledger, output_nodes, self.points
         )
 
     def _weights(self) -> dict[str, QuantizedTensor]:
@@ -208,7 +211,8 @@ class _Converter:
                 reader.replace_input_with(node, new)
             if point.consumers is None:
                 self.at_source[point.tensor] = new
-            out[self._free_key(out, point)] = module
+            key = self._free_key(out, point)
+            out[key], self.points[key] = module, point
         return out
 
     def _free_key(self, taken: Mapping[str, Any], point: ActivationPoint) -> str:
