@@ -67,6 +67,33 @@ class FakeQuantize(nn.Module):
         return f"[{self.quant_min}, {self.quant_max}], after_relu={self.after_relu}"
 
 
+class RoundedBias(nn.Module):
+    """A bias on the grid of the 32-bit products it is added to: scale of the input times scale of the weight, zero
+    point 0, as integer kernels hold it. Called with the float bias; channels that would not fit 32 bits keep it.
+
+    Source: Jacob et al. 2018, section 2.4.
+    """
+
+    def __init__(self, input_grid: FakeQuantize, weight: QuantizedTensor):
+        super().__init__()
+        self._parts = (input_grid, weight)  # in a tuple: they are registered once, where they belong
+
+    def codes(self, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """int64 codes and their float32 scale, [C] each or the scale [] per tensor."""
+        input_grid, weight = self._parts
+        scale = input_grid.scale * weight.scale
+        return torch.round(bias.detach().double() / scale.double()).long(), scale
+
+    def forward(self, bias: Tensor) -> Tensor:
+        codes, scale = self.codes(bias)
+        return torch.where(codes.abs() < 2**31, (codes * scale.double()).to(bias.dtype), bias)
+
+    @staticmethod
+    def fits(input_grid: FakeQuantize, weight: QuantizedTensor) -> bool:
+        """Whether integer kernels multiply these: 8-bit codes, one grid for the input, no groups of weights."""
+        return not input_grid.scale.ndim and input_grid.quant_max - input_grid.quant_min < 256 and weight.scale.ndim < 2
+
+
 class QuantizedModel:
     """A model quantized as its mapping says. Calling it runs the simulation in torch.
 
@@ -150,6 +177,7 @@ class _Converter:
     def run(self) -> QuantizedModel:
         weights = self._weights()
         activations = self._activations()
+        self._biases(weights, activations)
         self._dynamic()
         self.gm.graph.eliminate_dead_code()
         _drop_unused(self.gm)
@@ -244,6 +272,20 @@ class _Converter:
         elif stats.minimum == stats.maximum:
             self.notes.setdefault(point.tensor, []).append(f"every value seen in calibration is {stats.minimum:.3g}")
         return replace(qparams, axis=point.axis) if qparams.scale.ndim else qparams
+
+    def _biases(self, weights: Mapping[str, QuantizedTensor], activations: Mapping[str, FakeQuantize]) -> None:
+        at_edge = {(p.node, c): key for key, p in self.points.items() for c in p.consumers or ()}
+        for point in self.placement.biases:
+            source = point.node.args[0]
+            key = at_edge.get((source, point.node), point.grid)  # type: ignore[arg-type]
+            if key is None or not RoundedBias.fits(activations[key], weights[point.weight]):
+                continue
+            target = self._add_module("bq", point.weight, RoundedBias(activations[key], weights[point.weight]))
+            node, old = self.copy_of[point.node], self.copy_of[point.constant]
+            with self.gm.graph.inserting_before(node):
+                new = self.gm.graph.call_module(target, (old,))
+            new.meta = dict(old.meta)
+            node.args = (*node.args[:2], new, *node.args[3:])
 
     def _dynamic(self) -> None:
         for point in self.placement.dynamic:

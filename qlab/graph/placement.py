@@ -55,6 +55,19 @@ class ActivationPoint:
 
 
 @dataclass(frozen=True)
+class BiasPoint:
+    """A bias that integer kernels add to 32-bit products, and so round to the scale of those.
+
+    weight: key of the layer's weight. grid: tensor on whose grid the input lies; None: it is put on one on its edge.
+    """
+
+    node: fx.Node
+    constant: fx.Node
+    weight: str
+    grid: str | None
+
+
+@dataclass(frozen=True)
 class DynamicPoint:
     """An op whose activations are ranged at every call."""
 
@@ -92,6 +105,7 @@ class Placement:
     weights: list[WeightPoint] = field(default_factory=list)
     activations: list[ActivationPoint] = field(default_factory=list)
     dynamic: list[DynamicPoint] = field(default_factory=list)
+    biases: list[BiasPoint] = field(default_factory=list)
     ledger: list[LedgerRow] = field(default_factory=list)
     outputs: dict[str, str] = field(default_factory=dict)
     """Layer of a quantized unit -> name of the tensor at its end."""
@@ -99,6 +113,8 @@ class Placement:
     """Name patterns and types of the mapping that no op matched."""
 
 
+# What a CPU runtime multiplies in integers; transposed convolutions it does not.
+_INTEGER_KERNELS = ("conv1d", "conv2d", "conv3d", "linear")
 _RELU_LIKE = ("relu", "relu6", "clamp")
 _FUSES_RELU = frozenset(
     {
@@ -199,6 +215,8 @@ class _Placer:
         if config.weight is not None:
             self._weight(node, constant, f"{layer}.weight", layer, config.weight, position.axis)  # type: ignore[arg-type]
         if config.mode == "static":
+            if config.weight is not None and kind in _INTEGER_KERNELS and len(node.args) > 2:
+                self._bias(node, layer)
             self._static(node, layer, kind, config, rule)
         elif config.mode == "dynamic":
             assert config.activation is not None
@@ -332,6 +350,12 @@ class _Placer:
 
     def _weight(self, node: fx.Node, constant: fx.Node, tensor: str, layer: str, spec: QuantSpec, axis: int) -> None:
         self.out.weights.append(WeightPoint(node, constant, tensor, layer, spec, axis))
+
+    def _bias(self, node: fx.Node, layer: str) -> None:
+        constant = node.args[2]
+        if attribute(self.gm, constant) is not None:
+            grid = self.on_grid.get(self._source(node))
+            self.out.biases.append(BiasPoint(node, constant, layer, grid))  # type: ignore[arg-type]
 
     def _mark_output(self, node: fx.Node, layer: str) -> None:
         end = node
