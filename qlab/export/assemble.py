@@ -21,7 +21,7 @@ from onnx import helper
 import qlab
 from qlab.errors import UnsupportedModel
 from qlab.export.graph_writer import (
-    FLOAT, INT4, INT8, INT32, RANGES, UINT4, UINT8, GraphWriter, activation_container, container,
+    FLOAT, INT4, INT8, INT32, RANGES, UINT4, UINT8, GraphWriter, activation_container, container, ranged_by_runtime,
 )  # fmt: skip
 from qlab.export.recurrent import write_recurrent
 from qlab.export.template import DOMAIN, Template
@@ -36,8 +36,12 @@ if TYPE_CHECKING:
     from qlab.config import QuantSpec
     from qlab.conversion import QuantizedModel
 
-MICROSOFT = "com.microsoft"
-_NAMED_OPSETS = {MICROSOFT: 1}
+_NAMED_OPSETS = {"com.microsoft": 1}
+# Ops whose output holds values of their first input and no others (zero apart, which Pad puts in).
+_MOVES = frozenset(
+    "Reshape Transpose Slice Squeeze Unsqueeze Flatten Expand Gather Split Pad DepthToSpace SpaceToDepth Tile MaxPool "
+    "Identity".split()
+)
 
 
 @dataclass(frozen=True)
@@ -417,7 +421,7 @@ class _Assembler:
     def _range_now(self, x: str, spec: QuantSpec, layer: str) -> tuple[str, str, str]:
         """Codes, scale and zero point of a tensor ranged when it comes. The formulas of dynamic_qparams."""
         outputs = [self.graph.free(f"{layer}/input{part}") for part in ("", "_scale", "_zero_point")]
-        if (spec.quant_min, spec.quant_max, spec.symmetric) == (0, 255, False):
+        if ranged_by_runtime(spec):
             self.graph.node("DynamicQuantizeLinear", [x], layer, outputs=outputs)
             return outputs[0], outputs[1], outputs[2]
         write, number = self.graph.node, self.graph.scalar
@@ -467,10 +471,6 @@ class _Assembler:
         rows = write("Gather", [codes, indices], layer, output=f"{layer}/codes")
         scale: str = self.graph.array(f"{name}/scale", weight.scale.numpy())
         shifted = weight.quant_min >= 0 or bool((weight.zero_point != 0).any())
-        kind = UINT8 if weight.quant_min >= 0 else INT8
-        if not weight.scale.ndim:
-            inputs = [rows, scale, self.graph.codes(f"{name}/zero_point", weight.zero_point, kind)]
-            return write("DequantizeLinear", inputs, layer, output=layer)
         values = write("Cast", [rows], layer, to=FLOAT)
         grouped = weight.scale.ndim == 2
         last = self.graph.sizes([-1])
@@ -479,6 +479,8 @@ class _Assembler:
             values = write("Reshape", [values, self.graph.sizes([*same, weight.scale.shape[1], -1])], layer)
 
         def behind(constant: str) -> str:
+            if not weight.scale.ndim:
+                return constant
             return write("Unsqueeze", [write("Gather", [constant, indices], layer), last], layer)
 
         if shifted:
@@ -517,9 +519,7 @@ class _Assembler:
         if len(node.input) <= position or not node.input[position]:
             return None
         value = self.value(node.input[position])
-        if not isinstance(value, Constant) or value.name not in self.given:
-            return None
-        return onnx.numpy_helper.to_array(self.given[value.name])
+        return self._constant(value.name) if isinstance(value, Constant) and value.name else None
 
     def _bias_value(self, given: str, x: Value, weight: QuantizedTensor | None, layer: str, name: str) -> str:
         """The bias as int32 at the scale of the products; in float where there are no integer products."""
@@ -542,14 +542,53 @@ class _Assembler:
 
     def _copy(self, node: onnx.NodeProto) -> None:
         layer = node.name.rsplit("/", 1)[0]
-        self._write_copy(node, [self.float(self.value(i), layer) if i else "" for i in node.input])
+        first = self.value(node.input[0]) if node.input and node.input[0] else None
+        if isinstance(first, OnGrid) and self._moves(node, first):
+            self._move(node, first, layer)
+        elif node.op_type == "ReduceMean" and self._is_spatial(node) and isinstance(first, OnGrid):
+            # integer kernels know the pooling op, not the mean
+            pooled = Value(self.graph.node("GlobalAveragePool", [self.float(first, layer)], layer, output=layer))
+            keeps = next((a.i for a in node.attribute if a.name == "keepdims"), 1)
+            self.values[node.output[0]] = pooled if keeps else Reshaped(None, pooled, [0, -1])
+        else:
+            self._write_copy(node, [self.float(self.value(i), layer) if i else "" for i in node.input])
+
+    def _moves(self, node: onnx.NodeProto, value: OnGrid) -> bool:
+        """Whether the op only moves values about, so that it can move 8-bit codes instead."""
+        if node.domain or node.op_type not in _MOVES or value.codes.kind != UINT8 or value.codes.qparams.scale.ndim:
+            return False
+        if node.op_type != "Pad":
+            return True
+        mode = next((a.s for a in node.attribute if a.name == "mode"), b"constant")
+        fill = self._constant(node.input[2]) if len(node.input) > 2 and node.input[2] else np.zeros(())
+        return mode != b"constant" or (fill is not None and not fill.any())
+
+    def _move(self, node: onnx.NodeProto, value: OnGrid, layer: str) -> None:
+        c = value.codes
+        others = [self.float(self.value(i), layer) if i else "" for i in node.input[1:]]
+        if node.op_type == "Pad":
+            zero = self.graph.scalar(int(c.qparams.zero_point) + c.shift, c.kind)
+            others = [others[0], zero, *others[2:]]
+        tensors = [self.names.get(o, f"{layer}/{node.op_type}") for o in node.output]
+        outputs = [self.graph.free(f"{tensor}/codes") for tensor in tensors]
+        self.graph.node(node.op_type, [c.name, *others], layer, outputs=outputs)
+        self.graph.nodes[-1].attribute.extend(node.attribute)
+        for given, name, tensor in zip(node.output, outputs, tensors, strict=True):
+            self.values[given] = OnGrid(None, replace(c, name=name), tensor)
+
+    def _is_spatial(self, node: onnx.NodeProto) -> bool:
+        axes = self._constant(node.input[1]) if len(node.input) > 1 else None
+        return axes is not None and sorted(axes.tolist()) in ([2, 3], [-2, -1])
+
+    def _constant(self, name: str) -> np.ndarray | None:
+        """The value of an initializer of the template."""
+        return onnx.numpy_helper.to_array(self.given[name]) if name in self.given else None
 
     def _write_copy(self, node: onnx.NodeProto, inputs: list[str]) -> None:
         layer = node.name.rsplit("/", 1)[0]
         outputs = [self.graph.free(self.names.get(o, f"{layer}/{node.op_type}")) if o else "" for o in node.output]
-        attributes = {a.name: a for a in node.attribute}
         self.graph.node(node.op_type, inputs, layer, outputs=outputs, domain=node.domain)
-        self.graph.nodes[-1].attribute.extend(attributes.values())
+        self.graph.nodes[-1].attribute.extend(node.attribute)
         for given, made in zip(node.output, outputs, strict=True):
             self.values[given] = Value(made)
 

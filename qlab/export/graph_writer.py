@@ -10,6 +10,7 @@ import onnx
 import torch
 from onnx import TensorProto, helper
 
+from qlab.config import QuantSpec
 from qlab.quant.packing import pack
 
 FLOAT, INT8, UINT8, INT4, UINT4 = (
@@ -40,6 +41,14 @@ def activation_container(quant_min: int, quant_max: int) -> tuple[int, int]:
     if quant_max - quant_min < 256:
         return UINT8, 128 if quant_min < 0 else 0
     return (INT16 if quant_min < 0 else UINT16), 0
+
+
+def ranged_by_runtime(spec: QuantSpec) -> bool:
+    """Whether the runtime's own dynamic ops range an activation as this spec says: 8 bits, affine, every level used.
+
+    They give unsigned codes; signed ones differ by 128 in code and zero point, and in no number.
+    """
+    return spec.quant_max - spec.quant_min == 255 and not spec.symmetric
 
 
 class GraphWriter:

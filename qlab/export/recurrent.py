@@ -14,7 +14,7 @@ import onnx
 import torch
 
 from qlab.errors import UnsupportedModel
-from qlab.export.graph_writer import INT8, UINT8
+from qlab.export.graph_writer import INT8, UINT8, ranged_by_runtime
 from qlab.export.values import Value
 from qlab.quant.tensor import QuantizedTensor
 
@@ -107,10 +107,10 @@ def _check_dynamic(one: _Layer, spec: Any, quantized: list[list[QuantizedTensor 
             f"layer {one.layer!r} is a GRU with activations ranged at every step, and ONNX Runtime has no such kernel: "
             "leave it float, or quantize its weights alone (mode weight_only)."
         )
-    if (spec.quant_min, spec.quant_max, spec.symmetric) != (0, 255, False):
+    if not ranged_by_runtime(spec):
         raise UnsupportedModel(
-            f"layer {one.layer!r} ranges {spec} at every step; ONNX Runtime's dynamic LSTM takes 8-bit unsigned affine "
-            "activations alone: choose those, or mode weight_only."
+            f"layer {one.layer!r} ranges {spec} at every step; ONNX Runtime's dynamic LSTM takes 8-bit affine activations "
+            "alone: choose those, or mode weight_only."
         )
     if any(t is None or t.scale.ndim == 2 for pair in quantized for t in pair):
         raise UnsupportedModel(
