@@ -1,0 +1,96 @@
+"""Where the bytes of an exported file go."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import onnx
+
+from qlab.export.onnx_file import float_onnx, quantized_onnx
+
+if TYPE_CHECKING:
+    from qlab.conversion import QuantizedModel
+
+PARTS: Mapping[str, str] = {
+    "codes": "the weights as integers, at the bits they need",
+    "waste": "what the file's containers take beyond that, 3-bit codes in 4 bits for example",
+    "scales": "one 32-bit number for each tensor, channel or group",
+    "zero_points": "the code of zero, one beside each scale",
+    "biases": "32-bit integers at the scale of the products",
+    "float": "constants that stay float",
+    "graph": "names and ops",
+}
+
+
+@dataclass(frozen=True)
+class FileSize:
+    """Bytes of an ONNX file by part; layers has them for each layer that holds any. float_file: of the float network."""
+
+    codes: int
+    waste: int
+    scales: int
+    zero_points: int
+    biases: int
+    float: int
+    graph: int
+    float_file: int
+    layers: Mapping[str, Mapping[str, int]]
+
+    @property
+    def total(self) -> int:
+        return sum(getattr(self, part) for part in PARTS)
+
+    @property
+    def ratio(self) -> float:
+        """Of the quantized file to the float one."""
+        return self.total / self.float_file
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, d: Mapping[str, Any]) -> FileSize:
+        return cls(**d)
+
+
+def file_size(qmodel: QuantizedModel) -> FileSize:
+    """Of the file `to_onnx` writes, to the byte. Raises UnsupportedModel."""
+    proto = quantized_onnx(qmodel).proto
+    layers: dict[str, dict[str, int]] = {}
+    for constant in proto.graph.initializer:
+        layer, part = _part(constant)
+        own = layers.setdefault(layer, {})
+        own[part] = own.get(part, 0) + len(constant.raw_data)
+    ideal = _ideal(qmodel)
+    for layer, own in layers.items():
+        if "codes" in own and layer in ideal:
+            own["waste"] = max(own["codes"] - ideal[layer], 0)
+            own["codes"] -= own["waste"]
+    totals = {part: sum(own.get(part, 0) for own in layers.values()) for part in PARTS}
+    totals["graph"] = proto.ByteSize() - sum(totals.values())
+    return FileSize(**totals, float_file=float_onnx(qmodel.model).proto.ByteSize(), layers=layers)
+
+
+def _part(constant: onnx.TensorProto) -> tuple[str, str]:
+    """Layer and part of a constant, by the names `assemble` gives."""
+    stem, _, what = constant.name.partition("/")
+    what = what.split(".")[0]
+    if stem.endswith(".bias"):
+        return stem.removesuffix(".bias"), {"codes": "biases", "scale": "scales"}.get(what, "float")
+    part = {"codes": "codes", "scale": "scales", "own_scale": "scales", "zero_point": "zero_points"}.get(what, "float")
+    if part == "float" and constant.data_type == onnx.TensorProto.INT64:
+        part = "graph"
+    return stem.removesuffix(".weight"), part
+
+
+def _ideal(qmodel: QuantizedModel) -> dict[str, int]:
+    """Bytes the codes need at their bits, by layer; a weight that two layers share counts for the first."""
+    out: dict[str, int] = {}
+    seen: set[int] = set()
+    for key, tensor in qmodel.weights.items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            out[key] = -(-tensor.codes.numel() * tensor.bits // 8)
+    return out

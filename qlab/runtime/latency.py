@@ -1,0 +1,85 @@
+"""How long one call takes, of several networks side by side: turn by turn, so that drift of the machine cancels."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+Call = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Seconds of one call. low, high: quartiles. runs: calls that were timed, after the warm-up."""
+
+    median: float
+    low: float
+    high: float
+    runs: int
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Named latencies of one batch size, and how they compare turn by turn.
+
+    ratio(a, b): median of the ratios within each turn, with their quartiles.
+    """
+
+    batch: int
+    threads: int
+    seconds: Mapping[str, tuple[float, ...]]
+
+    def latency(self, name: str) -> Latency:
+        times = self.seconds[name]
+        low, median, high = _quartiles(times)
+        return Latency(median, low, high, len(times))
+
+    def ratio(self, a: str, b: str) -> tuple[float, float, float]:
+        """(lower quartile, median, upper quartile) of time of a over time of b, turn by turn."""
+        return _quartiles([x / y for x, y in zip(self.seconds[a], self.seconds[b], strict=True)])
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"batch": self.batch, "threads": self.threads, "seconds": {k: list(v) for k, v in self.seconds.items()}}
+
+    @classmethod
+    def from_dict(cls, d: Mapping[str, Any]) -> Timing:
+        return cls(d["batch"], d["threads"], {k: tuple(v) for k, v in d["seconds"].items()})
+
+
+def time_calls(
+    calls: Mapping[str, Call], batch: int, threads: int, *, budget: float = 2.0, most: int = 200,
+    progress: Callable[[int, int], None] | None = None,
+) -> Timing:  # fmt: skip
+    """Time these calls turn by turn: one of each, round and round.
+
+    Warms each up, then takes as many turns as `budget` seconds allow, from 5 to `most`. Turns that a pause of the machine
+    fell into stay in; medians and quartiles do not mind them. progress(done, total) after every turn.
+    """
+    first = {name: _timed(call) for name, call in calls.items()}
+    del first
+    warm = sum(_timed(call) for call in calls.values())
+    turns = max(5, min(most, int(budget / max(warm, 1e-6))))
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(turns):
+        for name, call in calls.items():
+            seconds[name].append(_timed(call))
+        if progress is not None:
+            progress(turn + 1, turns)
+    return Timing(batch, threads, {name: tuple(times) for name, times in seconds.items()})
+
+
+def _timed(call: Call) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def _quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+    return low, median, high

@@ -1,0 +1,125 @@
+"""ONNX Runtime sessions: integer kernels, called like a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from torch import Tensor
+
+from qlab.errors import DataMismatch, UnsupportedModel
+from qlab.export.onnx_file import float_onnx, quantized_onnx
+from qlab.runtime.cpu import cpu_features
+
+if TYPE_CHECKING:
+    from qlab.conversion import QuantizedModel
+    from qlab.graph.capture import Model
+
+# Entry of the session options -> what it does, in the words of the Runtime page.
+EXACT_PAIRS = "session.x64quantprecision"
+FLOAT_BLOCKS = "session.qdq_matmulnbits_accuracy_level"
+_ABOUT = {
+    EXACT_PAIRS: "this CPU adds pairs of 8-bit products in 16 bits, which can saturate; unsigned weights avoid it",
+    FLOAT_BLOCKS: "products with blocks of 4-bit weights keep their activations in float, as the config says",
+}
+
+
+@dataclass(frozen=True)
+class RuntimeOptions:
+    """How a session is opened. threads: None takes torch's number.
+
+    as_simulated: keep results those of the simulation where the runtime's defaults would trade them for speed; False
+    opens the file as anyone would without a thought.
+    """
+
+    threads: int | None = None
+    as_simulated: bool = True
+
+    @property
+    def entries(self) -> Mapping[str, str]:
+        """Entries of the session options, by ONNX Runtime's names."""
+        if not self.as_simulated:
+            return {}
+        exact = {EXACT_PAIRS: "1"} if cpu_features().saturates_pairs else {}
+        return {**exact, FLOAT_BLOCKS: "1"}
+
+    def explain(self) -> Mapping[str, str]:
+        """Each entry, and why it is set."""
+        return {name: _ABOUT[name] for name in self.entries}
+
+
+def open_session(
+    proto: onnx.ModelProto | bytes, options: RuntimeOptions = RuntimeOptions(), *,
+    optimized: Path | None = None, profile: Path | None = None,
+) -> onnxruntime.InferenceSession:  # fmt: skip
+    """A session on the CPU. optimized: where the graph that is really executed is written. profile: prefix of the file
+    of timings. Raises UnsupportedModel with the runtime's reason when it does not take the graph."""
+    settings = onnxruntime.SessionOptions()
+    settings.log_severity_level = 4
+    settings.intra_op_num_threads = options.threads or torch.get_num_threads()
+    settings.inter_op_num_threads = 1
+    for name, value in options.entries.items():
+        settings.add_session_config_entry(name, value)
+    if optimized is not None:
+        settings.optimized_model_filepath = str(optimized)
+    if profile is not None:
+        settings.enable_profiling = True
+        settings.profile_file_prefix = str(profile)
+    content = proto if isinstance(proto, bytes) else proto.SerializeToString()
+    try:
+        return onnxruntime.InferenceSession(content, settings, providers=["CPUExecutionProvider"])
+    except Exception as error:  # the runtime has an exception of its own for each status, with no common base
+        raise UnsupportedModel(
+            f"ONNX Runtime {onnxruntime.__version__} does not take this graph: {_last_line(error)}", detail=str(error)
+        ) from error
+
+
+def _last_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[-1].split(" : ")[-1]
+
+
+@dataclass
+class Session:
+    """A network in ONNX Runtime, called with torch tensors and answering with them, as the model does.
+
+    integer: False for the float network. codes: tensors on grids whose codes `run_codes` gives.
+    """
+
+    runtime: onnxruntime.InferenceSession
+    name: str
+    inputs: tuple[str, ...]
+    integer: bool
+    options: RuntimeOptions
+    outputs: tuple[str, ...] = field(default=())
+
+    def __call__(self, *inputs: Tensor) -> Any:
+        results = [torch.from_numpy(r) for r in self.runtime.run(list(self.outputs), self.feed(inputs))]
+        return results[0] if len(results) == 1 else tuple(results)
+
+    def feed(self, inputs: tuple[Tensor, ...]) -> dict[str, np.ndarray]:
+        """The inputs as the runtime takes them. Raises DataMismatch."""
+        if len(inputs) != len(self.inputs):
+            raise DataMismatch(f"the model takes {len(self.inputs)} inputs, {len(inputs)} were given.")
+        return {name: x.detach().contiguous().numpy() for name, x in zip(self.inputs, inputs, strict=True)}
+
+
+def _session(proto: onnx.ModelProto, model: Model, integer: bool, options: RuntimeOptions) -> Session:
+    names = tuple(v.name for v in proto.graph.output)
+    runtime = open_session(proto, options)
+    return Session(runtime, model.name, tuple(s.name for s in model.inputs), integer, options, names)
+
+
+def integer_session(qmodel: QuantizedModel, options: RuntimeOptions = RuntimeOptions()) -> Session:
+    """The quantized model in ONNX Runtime, as it stands now. Raises UnsupportedModel."""
+    return _session(quantized_onnx(qmodel).proto, qmodel.model, True, options)
+
+
+def float_session(model: Model, options: RuntimeOptions = RuntimeOptions()) -> Session:
+    """The float network in the same runtime. Raises UnsupportedModel."""
+    return _session(float_onnx(model).proto, model, False, options)
