@@ -68,7 +68,7 @@ def file_size(qmodel: QuantizedModel) -> FileSize:
         if "codes" in own and layer in ideal:
             own["waste"] = max(own["codes"] - ideal[layer], 0)
             own["codes"] -= own["waste"]
-    totals = {part: sum(own.get(part, 0) for own in layers.values()) for part in PARTS}
+    totals = {part: sum(own.get(part, 0) for own in layers.values()) for part in PARTS if part != "graph"}
     totals["graph"] = proto.ByteSize() - sum(totals.values())
     return FileSize(**totals, float_file=float_onnx(qmodel.model).proto.ByteSize(), layers=layers)
 
