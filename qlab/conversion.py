@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, fx, nn
@@ -20,6 +21,9 @@ from qlab.graph.recurrent import DynamicFakeQuantize, DynamicRecurrent
 from qlab.quant.fake_quant import fake_quantize, relu_fake_quantize
 from qlab.quant.qparams import QParams, choose_qparams, fixed_qparams
 from qlab.quant.tensor import QuantizedTensor
+
+if TYPE_CHECKING:
+    from qlab.runtime.session import RuntimeOptions, Session
 
 
 @dataclass(frozen=True)
@@ -100,13 +104,17 @@ class QuantizedModel:
     ledger: one row per op. weights: layer -> QuantizedTensor, whose buffers are the truth the forward reads.
     activations: tensor name -> FakeQuantize. outputs: layer -> name of the tensor at the end of its unit;
     output_nodes: that tensor -> the node that gives it in the quantized graph.
-    placement: the decision it was made by; points: key of `activations` -> its point there. unmatched: rules of the mapping that no op matched.
+    placement: the decision it was made by; points: key of `activations` -> its point there.
+    unmatched: rules of the mapping that no op matched. infinite: tensor -> infinities seen in calibration.
+    model: the float original, or where `has_float_original` is False, because a file does not hold it, the same network
+    with the values of the quantized weights: nothing to measure quantization against. float_hash: of the original.
     """
 
     def __init__(
         self, model: Model, mapping: QConfigMapping, graph_module: fx.GraphModule, placement: Placement,
         weights: Mapping[str, QuantizedTensor], activations: Mapping[str, FakeQuantize], ledger: list[LedgerRow],
         output_nodes: Mapping[str, fx.Node], points: Mapping[str, ActivationPoint],
+        infinite: Mapping[str, int] | None = None, float_hash: str | None = None,
     ):  # fmt: skip
         self.model = model
         self.mapping = mapping
@@ -119,6 +127,9 @@ class QuantizedModel:
         self.placement = placement
         self.points = dict(points)
         self.unmatched = placement.unmatched
+        self.infinite = dict(infinite or {})
+        self.has_float_original = float_hash is None or float_hash == model.content_hash
+        self._float_hash = float_hash
 
     def __call__(self, *inputs: Tensor) -> Any:
         with torch.no_grad():
@@ -131,6 +142,36 @@ class QuantizedModel:
     @property
     def inputs(self) -> tuple[Any, ...]:
         return self.model.inputs
+
+    @property
+    def float_hash(self) -> str:
+        """Content hash of the float model this was made from."""
+        return self._float_hash or self.model.content_hash
+
+    def save(self, path: str | Path) -> Path:
+        """Write everything but the float weights to one .safetensors file; `qlab.load_quantized` reads it.
+
+        Raises InvalidConfig (name or folder of the file, buffers that were given another shape), DataMismatch (a code
+        that does not fit its bits), NonFinite (a scale that is no scale).
+        """
+        from qlab.export.quantized_file import save_quantized
+
+        return save_quantized(self, path)
+
+    def to_onnx(self, path: str | Path) -> Path:
+        """Write an ONNX file with integer weights that plain runtimes execute on integers where they can.
+
+        Raises UnsupportedModel naming the op that has no ONNX form, InvalidConfig (name or folder of the file).
+        """
+        from qlab.export.onnx_file import quantized_onnx, write_onnx
+
+        return write_onnx(quantized_onnx(self), path)
+
+    def integer_session(self, options: RuntimeOptions | None = None) -> Session:
+        """This model, as it stands now, executed by ONNX Runtime: session(*inputs) -> outputs. Raises UnsupportedModel."""
+        from qlab.runtime.session import RuntimeOptions, integer_session
+
+        return integer_session(self, options or RuntimeOptions())
 
     def state_dict(self) -> dict[str, Tensor]:
         """Every stored tensor: codes, scales, zero points, and what stays float. The tensors are the live ones."""
@@ -162,52 +203,39 @@ def convert(model: Model, mapping: QConfigMapping, calib: Calibration | None = N
         raise InvalidConfig("mapping must be a QConfigMapping; qlab.presets has some by name.")
     if calib is not None and calib.model_hash != model.content_hash:
         raise DataMismatch("this calibration is of another model: calibrate this one.")
-    placement = place(model, mapping, calib.infinite if calib is not None else None)
-    return _Converter(model, mapping, calib, placement).run()
+    infinite = {k: n for k, n in calib.infinite.items() if n} if calib is not None else {}
+    return convert_from(_FromCalibration(model, calib), model, mapping, infinite)
 
 
-class _Converter:
-    def __init__(self, model: Model, mapping: QConfigMapping, calib: Calibration | None, placement: Placement):
-        self.model, self.mapping, self.calib, self.placement = model, mapping, calib, placement
-        self.gm, self.copy_of = copy_graph(model.graph_module)
+class GridSource(Protocol):
+    """Where codes and grids come from: chosen now, or read from a file. target: name of the module they become.
+
+    notes: layer -> lines for its row of the ledger.
+    """
+
+    notes: dict[str, list[str]]
+
+    def weight(self, target: str, point: WeightPoint) -> QuantizedTensor: ...
+
+    def activation(self, target: str, point: ActivationPoint) -> QParams: ...
+
+
+def convert_from(
+    source: GridSource, model: Model, mapping: QConfigMapping, infinite: Mapping[str, int],
+    float_hash: str | None = None,
+) -> QuantizedModel:  # fmt: skip
+    """Quantize as the mapping places it, with codes and grids of this source. Raises what the source raises."""
+    return _Converter(model, mapping, place(model, mapping, infinite), source).run(infinite, float_hash)
+
+
+class _FromCalibration:
+    """Weights by their values, activations by their statistics."""
+
+    def __init__(self, model: Model, calib: Calibration | None):
+        self.model, self.calib = model, calib
         self.notes: dict[str, list[str]] = {}
-        self.at_source: dict[str, fx.Node] = {}
-        self.points: dict[str, ActivationPoint] = {}
 
-    def run(self) -> QuantizedModel:
-        weights = self._weights()
-        activations = self._activations()
-        self._biases(weights, activations)
-        self._dynamic()
-        self.gm.graph.eliminate_dead_code()
-        _drop_unused(self.gm)
-        self.gm.graph.lint()
-        self.gm.recompile()
-        ledger = [replace(r, notes=(*r.notes, *self.notes.get(r.layer, ()))) for r in self.placement.ledger]
-        ends = set(self.placement.outputs.values())
-        output_nodes = {t: self.at_source.get(t, self.copy_of[self.model.node(t)]) for t in ends}
-        return QuantizedModel(
-            self.model, self.mapping, self.gm, self.placement, weights, activations, ledger, output_nodes, self.points
-        )
-
-    def _weights(self) -> dict[str, QuantizedTensor]:
-        shared: dict[tuple[Any, ...], tuple[str, QuantizedTensor]] = {}
-        out: dict[str, QuantizedTensor] = {}
-        for point in self.placement.weights:
-            key = (point.constant.target, repr(point.spec), point.axis)
-            if key not in shared:
-                shared[key] = self._quantize(point)
-            target, tensor = shared[key]
-            out[point.layer] = tensor
-            node = self.copy_of[point.node]
-            old = self.copy_of[point.constant]
-            with self.gm.graph.inserting_before(node):
-                new = self.gm.graph.call_module(target)
-            new.meta = dict(old.meta)
-            node.replace_input_with(old, new)
-        return out
-
-    def _quantize(self, point: WeightPoint) -> tuple[str, QuantizedTensor]:
+    def weight(self, target: str, point: WeightPoint) -> QuantizedTensor:
         weight = attribute(self.model.graph_module, point.constant)
         assert weight is not None
         weight = weight.detach().float()
@@ -220,16 +248,81 @@ class _Converter:
                 f"{dead} of {weight.shape[point.axis]} channels of {point.tensor} are all zero: "
                 "their scale is the smallest allowed"
             )
-        tensor = QuantizedTensor.from_float(weight, qparams)
-        return self._add_module("wq", point.tensor, tensor), tensor
+        return QuantizedTensor.from_float(weight, qparams)
+
+    def activation(self, target: str, point: ActivationPoint) -> QParams:
+        if point.kind == "fixed":
+            return fixed_qparams(op_type(point.node), point.spec)
+        if point.kind == "constant":
+            value = attribute(self.model.graph_module, point.node)
+            assert value is not None
+            return choose_qparams(value.detach().float(), point.spec, axis=point.axis or 0)
+        if self.calib is None:
+            raise NotObserved(
+                f"tensor {point.tensor!r} needs a static range and was never observed: calibrate the model first."
+            )
+        stats = self.calib[point.tensor]
+        qparams = choose_qparams(stats, point.spec)
+        if stats.minimum == stats.maximum == 0:
+            self.notes.setdefault(point.tensor, []).append(
+                "every value seen in calibration is zero: the scale is the smallest allowed"
+            )
+        elif stats.minimum == stats.maximum:
+            self.notes.setdefault(point.tensor, []).append(f"every value seen in calibration is {stats.minimum:.3g}")
+        return replace(qparams, axis=point.axis) if qparams.scale.ndim else qparams
+
+
+class _Converter:
+    def __init__(self, model: Model, mapping: QConfigMapping, placement: Placement, grids: GridSource):
+        self.model, self.mapping, self.placement, self.grids = model, mapping, placement, grids
+        self.gm, self.copy_of = copy_graph(model.graph_module)
+        self.at_source: dict[str, fx.Node] = {}
+        self.points: dict[str, ActivationPoint] = {}
+
+    def run(self, infinite: Mapping[str, int], float_hash: str | None) -> QuantizedModel:
+        weights = self._weights()
+        activations = self._activations()
+        self._biases(weights, activations)
+        self._dynamic()
+        self.gm.graph.eliminate_dead_code()
+        _drop_unused(self.gm)
+        self.gm.graph.lint()
+        self.gm.recompile()
+        ledger = [replace(r, notes=(*r.notes, *self.grids.notes.get(r.layer, ()))) for r in self.placement.ledger]
+        ends = set(self.placement.outputs.values())
+        output_nodes = {t: self.at_source.get(t, self.copy_of[self.model.node(t)]) for t in ends}
+        return QuantizedModel(
+            self.model, self.mapping, self.gm, self.placement, weights, activations, ledger, output_nodes, self.points,
+            infinite, float_hash,
+        )  # fmt: skip
+
+    def _weights(self) -> dict[str, QuantizedTensor]:
+        shared: dict[tuple[Any, ...], tuple[str, QuantizedTensor]] = {}
+        out: dict[str, QuantizedTensor] = {}
+        for point in self.placement.weights:
+            key = (point.constant.target, repr(point.spec), point.axis)
+            if key not in shared:
+                target = self._free_target("wq", point.tensor)
+                shared[key] = target, self.grids.weight(target, point)
+                self.gm.add_submodule(target, shared[key][1])
+            target, tensor = shared[key]
+            out[point.layer] = tensor
+            node = self.copy_of[point.node]
+            old = self.copy_of[point.constant]
+            with self.gm.graph.inserting_before(node):
+                new = self.gm.graph.call_module(target)
+            new.meta = dict(old.meta)
+            node.replace_input_with(old, new)
+        return out
 
     def _activations(self) -> dict[str, FakeQuantize]:
         out: dict[str, FakeQuantize] = {}
         for point in self.placement.activations:
             node = self.copy_of[point.node]
             fuse_relu = self._is_private_relu(node, point)
-            module = FakeQuantize(self._qparams(point), after_relu=fuse_relu)
-            target = self._add_module("aq", point.tensor, module)
+            target = self._free_target("aq", point.tensor)
+            module = FakeQuantize(self.grids.activation(target, point), after_relu=fuse_relu)
+            self.gm.add_submodule(target, module)
             source: fx.Node = node.args[0] if fuse_relu else node  # type: ignore[assignment]
             readers = list(node.users) if point.consumers is None else [self.copy_of[c] for c in point.consumers]
             with self.gm.graph.inserting_after(node):
@@ -251,27 +344,6 @@ class _Converter:
 
     def _is_private_relu(self, node: fx.Node, point: ActivationPoint) -> bool:
         return point.consumers is None and node.op == "call_function" and packet_name(node) == "relu"
-
-    def _qparams(self, point: ActivationPoint) -> QParams:
-        if point.kind == "fixed":
-            return fixed_qparams(op_type(point.node), point.spec)
-        if point.kind == "constant":
-            value = attribute(self.model.graph_module, point.node)
-            assert value is not None
-            return choose_qparams(value.detach().float(), point.spec, axis=point.axis or 0)
-        if self.calib is None:
-            raise NotObserved(
-                f"tensor {point.tensor!r} needs a static range and was never observed: calibrate the model first."
-            )
-        stats = self.calib[point.tensor]
-        qparams = choose_qparams(stats, point.spec)
-        if stats.minimum == stats.maximum == 0:
-            self.notes.setdefault(point.tensor, []).append(
-                "every value seen in calibration is zero: the scale is the smallest allowed"
-            )
-        elif stats.minimum == stats.maximum:
-            self.notes.setdefault(point.tensor, []).append(f"every value seen in calibration is {stats.minimum:.3g}")
-        return replace(qparams, axis=point.axis) if qparams.scale.ndim else qparams
 
     def _biases(self, weights: Mapping[str, QuantizedTensor], activations: Mapping[str, FakeQuantize]) -> None:
         at_edge = {(p.node, c): key for key, p in self.points.items() for c in p.consumers or ()}
@@ -307,11 +379,15 @@ class _Converter:
             node.args = (new, *node.args[1:])
 
     def _add_module(self, prefix: str, name: str, module: nn.Module) -> str:
+        target = self._free_target(prefix, name)
+        self.gm.add_submodule(target, module)
+        return target
+
+    def _free_target(self, prefix: str, name: str) -> str:
         stem = f"{prefix}_" + "".join(c if c.isalnum() else "_" for c in name)
         target, i = stem, 1
         while hasattr(self.gm, target):
             target, i = f"{stem}_{i}", i + 1
-        self.gm.add_submodule(target, module)
         return target
 
 

@@ -18,7 +18,7 @@ from qlab.errors import DataMismatch, InvalidConfig, NonFinite
 from qlab.graph.capture import Model
 from qlab.memory import keep_freed_memory
 
-BACKENDS = ("simulated",)
+BACKENDS = ("simulated", "integer")
 SQNR_SAMPLES = 256
 
 
@@ -119,25 +119,38 @@ def evaluate(
 
     reference: what agreement is measured against; a QuantizedModel is compared with its own float model unless an
     Evaluation of it is given, which saves running it again. SQNR per layer is measured on the first `sqnr_samples`.
-    Raises DataMismatch (labels that do not fit), NonFinite (naming the first batch), InvalidConfig.
+    backend: "simulated" runs fake quantization in torch, "integer" the exported graph in ONNX Runtime; SQNR is then
+    that of the layers whose output lies on a static grid. A model that was loaded without its float original has no
+    SQNR, and agreement only with a `reference` that is given.
+    Raises DataMismatch (labels that do not fit), NonFinite (naming the first batch), InvalidConfig, and for "integer"
+    UnsupportedModel naming the op that has no ONNX form.
     """
     if backend not in BACKENDS:
         raise InvalidConfig(f"backend {backend!r} is not known: use one of {', '.join(BACKENDS)}.")
+    if backend == "integer" and not isinstance(model_or_qmodel, QuantizedModel):
+        raise InvalidConfig("a float model has no integers to run on: convert it first, or use backend simulated.")
     part = data.evaluation
     if len(part) == 0:
         raise DataMismatch("there is no evaluation data: give at least one sample.")
     keep_freed_memory()
     quantized = isinstance(model_or_qmodel, QuantizedModel)
     model = model_or_qmodel.model if isinstance(model_or_qmodel, QuantizedModel) else model_or_qmodel
-    if reference is None and quantized:
-        reference = model
+    own = (
+        model_or_qmodel if isinstance(model_or_qmodel, QuantizedModel) and model_or_qmodel.has_float_original else None
+    )
+    if reference is None and own is not None:
+        reference = own.model
     size = model.fixed_batch or batch_size
     total = -(-len(part) // size)
-    taps = _Taps(model_or_qmodel) if isinstance(model_or_qmodel, QuantizedModel) and sqnr_samples > 0 else None
+    execute: Callable[..., Any] = model_or_qmodel
+    if backend == "integer":
+        assert isinstance(model_or_qmodel, QuantizedModel)
+        execute = model_or_qmodel.integer_session()
+    taps = _taps(own, backend) if own is not None and sqnr_samples > 0 else None
     other = reference if isinstance(reference, Model) and reference is not model_or_qmodel else None
     predictions: list[np.ndarray] = []
     of_reference: list[np.ndarray] = []
-    stage = f"evaluate {'quantized' if quantized else 'float'}"
+    stage = f"evaluate {'float' if not quantized else 'quantized' if backend == 'simulated' else 'integer'}"
     done = 0
     for number, (_, inputs, targets) in enumerate(part.batches(size)):
         if progress is not None:
@@ -149,7 +162,7 @@ def evaluate(
         if taps is not None and done < sqnr_samples:
             output, own_float = taps.run(inputs)
         else:
-            output = model_or_qmodel(*inputs)
+            output = execute(*inputs)
         predictions.append(_predict(output, targets, count, f"batch {number}, samples {done} to {done + count - 1}"))
         if other is not None:
             reference_output = own_float if own_float is not None and other is model else other(*inputs)
@@ -225,8 +238,16 @@ def mcnemar(lost: int, gained: int) -> float:
     return min(1.0, 2 * tail / 2**n)
 
 
-class _Taps:
-    """Runs float and quantized side by side and adds up signal and noise of each quantized unit's output."""
+def _taps(qmodel: QuantizedModel, backend: str) -> SqnrTaps:
+    if backend == "simulated":
+        return _Taps(qmodel)
+    from qlab.runtime.taps import IntegerTaps
+
+    return IntegerTaps(qmodel)
+
+
+class SqnrTaps:
+    """Adds up signal and noise of the output of each quantized unit, tensor by tensor."""
 
     def __init__(self, qmodel: QuantizedModel):
         self.qmodel = qmodel
@@ -234,36 +255,53 @@ class _Taps:
         for layer, tensor in qmodel.outputs.items():
             self.layers_of.setdefault(tensor, []).append(layer)
         self.float_nodes = {qmodel.model.node(tensor): tensor for tensor in self.layers_of}
-        self.quantized_nodes = {qmodel.output_nodes[tensor]: tensor for tensor in self.layers_of}
-        self.signal = dict.fromkeys(self.layers_of, 0.0)
-        self.noise = dict.fromkeys(self.layers_of, 0.0)
+        self.signal: dict[str, float] = {}
+        self.noise: dict[str, float] = {}
 
     def run(self, inputs: tuple[Tensor, ...]) -> tuple[Any, Any]:
-        kept: dict[str, Tensor] = {}
-        with torch.no_grad():
-            reference = _Tapped(
-                self.qmodel.model.graph_module, self.float_nodes, lambda name, x: kept.__setitem__(name, x)
-            ).run(*inputs)
-            output = _Tapped(
-                self.qmodel.graph_module, self.quantized_nodes, lambda name, x: self._add(name, kept[name], x)
-            ).run(*inputs)
-        return output, reference
+        """Outputs of the quantized and of the float network."""
+        raise NotImplementedError
 
-    def _add(self, name: str, reference: Tensor, x: Tensor) -> None:
-        self.signal[name] += float(reference.double().square().sum())
-        self.noise[name] += float((reference.double() - x.double()).square().sum())
+    def run_float(self, inputs: tuple[Tensor, ...]) -> tuple[Any, dict[str, Tensor]]:
+        """The float network's output, and the tensors that are compared."""
+        kept: dict[str, Tensor] = {}
+        tapped = Tapped(self.qmodel.model.graph_module, self.float_nodes, lambda name, x: kept.__setitem__(name, x))
+        return tapped.run(*inputs), kept
+
+    def add(self, name: str, reference: Tensor, x: Tensor) -> None:
+        reference, x = reference.double(), x.double()
+        self.signal[name] = self.signal.get(name, 0.0) + float(reference.square().sum())
+        self.noise[name] = self.noise.get(name, 0.0) + float((reference - x).square().sum())
 
     def sqnr(self) -> dict[str, float]:
         out = {}
-        for tensor, layers in self.layers_of.items():
+        for tensor in self.signal:
             signal, noise = self.signal[tensor], self.noise[tensor]
             value = math.inf if noise == 0 else 10 * math.log10(signal / noise) if signal > 0 else -math.inf
-            out.update(dict.fromkeys(layers, value))
+            out.update(dict.fromkeys(self.layers_of[tensor], value))
         order = {layer: i for i, layer in enumerate(self.qmodel.outputs)}
         return dict(sorted(out.items(), key=lambda kv: order[kv[0]]))
 
 
-class _Tapped(fx.Interpreter):
+class _Taps(SqnrTaps):
+    """Float and simulated side by side."""
+
+    def __init__(self, qmodel: QuantizedModel):
+        super().__init__(qmodel)
+        self.quantized_nodes = {qmodel.output_nodes[tensor]: tensor for tensor in self.layers_of}
+
+    def run(self, inputs: tuple[Tensor, ...]) -> tuple[Any, Any]:
+        with torch.no_grad():
+            reference, kept = self.run_float(inputs)
+            tapped = Tapped(
+                self.qmodel.graph_module, self.quantized_nodes, lambda name, x: self.add(name, kept[name], x)
+            )
+            return tapped.run(*inputs), reference
+
+
+class Tapped(fx.Interpreter):
+    """Runs a graph and shows the outputs of some of its nodes under their names."""
+
     def __init__(self, gm: fx.GraphModule, taps: Mapping[fx.Node, str], see: Callable[[str, Tensor], None]):
         super().__init__(gm)
         self.taps, self.see = taps, see

@@ -17,8 +17,8 @@ FLOAT, INT8, UINT8, INT4, UINT4 = (
     TensorProto.FLOAT, TensorProto.INT8, TensorProto.UINT8, TensorProto.INT4, TensorProto.UINT4,
 )  # fmt: skip
 INT16, UINT16, INT32 = TensorProto.INT16, TensorProto.UINT16, TensorProto.INT32
-_NUMPY = {INT8: np.int8, UINT8: np.uint8, INT16: np.int16, UINT16: np.uint16, INT32: np.int32}
-RANGES = {
+_NUMPY: dict[int, Any] = {INT8: np.int8, UINT8: np.uint8, INT16: np.int16, UINT16: np.uint16, INT32: np.int32}
+RANGES: dict[int, tuple[int, int]] = {
     INT4: (-8, 7), UINT4: (0, 15), INT8: (-128, 127), UINT8: (0, 255), INT16: (-(2**15), 2**15 - 1),
     UINT16: (0, 2**16 - 1), INT32: (-(2**31), 2**31 - 1),
 }  # fmt: skip

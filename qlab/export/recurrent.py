@@ -1,7 +1,8 @@
 """LSTM and GRU as ONNX ops: float, weight-only, and ONNX Runtime's dynamically quantized LSTM.
 
-torch orders the gates of an LSTM as input, forget, cell, output, ONNX as input, output, forget, cell; of a GRU as reset,
-update, new and update, reset, hidden. ONNX has one op for a layer with both directions; layers stand one after another.
+torch orders the gates of an LSTM as input, forget, cell, output, ONNX as input, output, forget, cell; of a GRU as
+reset, update, new and update, reset, hidden. ONNX has one op for a layer with both
+directions; layers stand one after another.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from qlab.export.values import Value
 from qlab.quant.tensor import QuantizedTensor
 
 if TYPE_CHECKING:
-    from qlab.export.assemble import _Assembler
+    from qlab.export.products import Products
 
 _GATES = {"lstm": (0, 3, 1, 2), "gru": (1, 0, 2)}
 
@@ -36,13 +37,13 @@ class _Layer:
     hidden: int
 
 
-def write_recurrent(asm: _Assembler, node: onnx.NodeProto) -> None:
+def write_recurrent(asm: Products, node: onnx.NodeProto) -> None:
     """Write all layers of one Recurrent marker. Raises UnsupportedModel for what no runtime op computes."""
     given = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
     kind, layer = given["kind"].decode(), given["layer"].decode()
     states = 2 if kind == "lstm" else 1
-    x = asm.float(asm.value(node.input[0]), layer)
-    initial = [asm.float(asm.value(i), layer) for i in node.input[1 : 1 + states]]
+    x = asm.as_float(asm.value(node.input[0]), layer)
+    initial = [asm.as_float(asm.value(i), layer) for i in node.input[1 : 1 + states]]
     names = list(node.input[1 + states :])
     directions, layers = given["directions"], given["layers"]
     each = len(names) // (layers * directions)
@@ -70,12 +71,12 @@ def write_recurrent(asm: _Assembler, node: onnx.NodeProto) -> None:
         asm.values[output] = Value(parts[0] if layers == 1 else write("Concat", parts, layer, axis=0))
 
 
-def _rows(asm: _Assembler, state: str, first: int, count: int, layer: str) -> str:
+def _rows(asm: Products, state: str, first: int, count: int, layer: str) -> str:
     sizes = asm.graph.sizes
     return asm.graph.node("Slice", [state, sizes([first]), sizes([first + count]), sizes([0])], layer)
 
 
-def _write_layer(asm: _Assembler, one: _Layer, x: str, starts: list[str]) -> list[str]:
+def _write_layer(asm: Products, one: _Layer, x: str, starts: list[str]) -> list[str]:
     """[Y, Y_h] and for an LSTM Y_c."""
     keys = [[_key(one, d, part) for part in ("weight_ih", "weight_hh")] for d in range(one.directions)]
     quantized = [[asm.weight(k) for k in pair] for pair in keys]
@@ -91,9 +92,11 @@ def _write_layer(asm: _Assembler, one: _Layer, x: str, starts: list[str]) -> lis
         inputs = [x, w[0], r[0], bias, "", *starts, "", w[1], w[2], r[1], r[2]]
         asm.graph.node("DynamicQuantizeLSTM", inputs, one.layer, outputs=outputs, domain="com.microsoft", **common)
         return outputs
-    w, r = (_float_weight(asm, one, [pair[i] for pair in quantized], i) for i in range(2))
-    more = {"linear_before_reset": 1} if one.kind == "gru" else {}
-    asm.graph.node(one.kind.upper(), [x, w, r, bias, "", *starts], one.layer, outputs=outputs, **common, **more)
+    w_float, r_float = (_float_weight(asm, one, [pair[i] for pair in quantized], i) for i in range(2))
+    more: dict[str, Any] = {"linear_before_reset": 1} if one.kind == "gru" else {}
+    asm.graph.node(
+        one.kind.upper(), [x, w_float, r_float, bias, "", *starts], one.layer, outputs=outputs, **common, **more
+    )
     return outputs
 
 
@@ -109,13 +112,13 @@ def _check_dynamic(one: _Layer, spec: Any, quantized: list[list[QuantizedTensor 
         )
     if not ranged_by_runtime(spec):
         raise UnsupportedModel(
-            f"layer {one.layer!r} ranges {spec} at every step; ONNX Runtime's dynamic LSTM takes 8-bit affine activations "
-            "alone: choose those, or mode weight_only."
+            f"layer {one.layer!r} ranges {spec} at every step; ONNX Runtime's dynamic LSTM takes 8-bit affine "
+            "activations alone: choose those, or mode weight_only."
         )
     if any(t is None or t.scale.ndim == 2 for pair in quantized for t in pair):
         raise UnsupportedModel(
-            f"layer {one.layer!r} has a scale for each group of weights; ONNX Runtime's dynamic LSTM takes one for each "
-            "channel at most: choose a per_channel scheme, or mode weight_only."
+            f"layer {one.layer!r} has a scale for each group of weights; ONNX Runtime's dynamic LSTM takes one for "
+            "each channel at most: choose a per_channel scheme, or mode weight_only."
         )
 
 
@@ -125,7 +128,7 @@ def _order(rows: torch.Tensor, one: _Layer) -> torch.Tensor:
     return blocks[list(_GATES[one.kind])].reshape(rows.shape)
 
 
-def _biases(asm: _Assembler, one: _Layer) -> np.ndarray:
+def _biases(asm: Products, one: _Layer) -> np.ndarray:
     rows = []
     for names in one.parameters:
         parts = [torch.from_numpy(onnx.numpy_helper.to_array(asm.given[n]).copy()) for n in names[2:4]]
@@ -139,7 +142,7 @@ def _per_row(tensor: QuantizedTensor) -> tuple[torch.Tensor, torch.Tensor]:
     return tensor.scale.reshape(-1).expand(rows), tensor.zero_point.reshape(-1).expand(rows)
 
 
-def _dynamic_weight(asm: _Assembler, one: _Layer, tensors: list[QuantizedTensor], which: int) -> tuple[str, str, str]:
+def _dynamic_weight(asm: Products, one: _Layer, tensors: list[QuantizedTensor], which: int) -> tuple[str, str, str]:
     """Codes [directions, K, 4H], scales and zero points [directions, 4H] for DynamicQuantizeLSTM."""
     name = f"{one.layer}.{('weight_ih', 'weight_hh')[which]}_l{one.number}"
     kind = UINT8 if tensors[0].quant_min >= 0 else INT8
@@ -153,7 +156,7 @@ def _dynamic_weight(asm: _Assembler, one: _Layer, tensors: list[QuantizedTensor]
     )
 
 
-def _float_weight(asm: _Assembler, one: _Layer, tensors: list[QuantizedTensor | None], which: int) -> str:
+def _float_weight(asm: Products, one: _Layer, tensors: list[QuantizedTensor | None], which: int) -> str:
     """The weight [directions, gates * H, K] in float: dequantized in the graph where it is quantized."""
     part = ("weight_ih", "weight_hh")[which]
     parts = []
@@ -164,13 +167,12 @@ def _float_weight(asm: _Assembler, one: _Layer, tensors: list[QuantizedTensor | 
             parts.append(asm.graph.array(name, _order(torch.from_numpy(given), one).numpy()[None]))
             continue
         grouped_or_rows = tensor.scale.ndim > 0
-        ordered = QuantizedTensor(
+        ordered = asm.keep(QuantizedTensor(
             _order(tensor.codes, one),
             _order(tensor.scale, one) if grouped_or_rows else tensor.scale,
             _order(tensor.zero_point, one) if grouped_or_rows else tensor.zero_point,
             tensor.quant_min, tensor.quant_max, tensor.axis, tensor.group_size,
-        )  # fmt: skip
-        asm.keep_alive.append(ordered)
+        ))  # fmt: skip
         flat = asm.weight_float(ordered, name)
         parts.append(asm.graph.node("Unsqueeze", [flat, asm.graph.sizes([0])], one.layer))
     return parts[0] if len(parts) == 1 else asm.graph.node("Concat", parts, one.layer, axis=0)

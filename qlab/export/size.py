@@ -19,21 +19,24 @@ PARTS: Mapping[str, str] = {
     "scales": "one 32-bit number for each tensor, channel or group",
     "zero_points": "the code of zero, one beside each scale",
     "biases": "32-bit integers at the scale of the products",
-    "float": "constants that stay float",
+    "stays_float": "constants that stay float",
     "graph": "names and ops",
 }
 
 
 @dataclass(frozen=True)
 class FileSize:
-    """Bytes of an ONNX file by part; layers has them for each layer that holds any. float_file: of the float network."""
+    """Bytes of an ONNX file by part; layers has them for each layer that holds any.
+
+    float_file: bytes of the file of the float network.
+    """
 
     codes: int
     waste: int
     scales: int
     zero_points: int
     biases: int
-    float: int
+    stays_float: int
     graph: int
     float_file: int
     layers: Mapping[str, Mapping[str, int]]
@@ -78,9 +81,11 @@ def _part(constant: onnx.TensorProto) -> tuple[str, str]:
     stem, _, what = constant.name.partition("/")
     what = what.split(".")[0]
     if stem.endswith(".bias"):
-        return stem.removesuffix(".bias"), {"codes": "biases", "scale": "scales"}.get(what, "float")
-    part = {"codes": "codes", "scale": "scales", "own_scale": "scales", "zero_point": "zero_points"}.get(what, "float")
-    if part == "float" and constant.data_type == onnx.TensorProto.INT64:
+        return stem.removesuffix(".bias"), {"codes": "biases", "scale": "scales"}.get(what, "stays_float")
+    part = {"codes": "codes", "scale": "scales", "own_scale": "scales", "zero_point": "zero_points"}.get(
+        what, "stays_float"
+    )
+    if part == "stays_float" and constant.data_type == onnx.TensorProto.INT64:
         part = "graph"
     return stem.removesuffix(".weight"), part
 

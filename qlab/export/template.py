@@ -1,7 +1,8 @@
 """The float network as ONNX, exported once: markers stand where a config may put a grid.
 
-`torch.onnx.export` takes seconds and depends on the graph alone. What a config decides (which tensors lie on grids, codes,
-scales, zero points) is put in afterwards by `assemble`, in milliseconds. The markers are nodes of the domain "qlab":
+`torch.onnx.export` takes seconds and depends on the graph alone. What a config decides (which tensors lie on grids,
+codes, scales, zero points) is put in afterwards by `assemble`, in milliseconds. The markers are nodes of the
+domain "qlab":
 
     Tap(x) {name}                        the tensor of that name
     Edge(x) {source, consumer}           the tensor on its way into one op
@@ -164,7 +165,7 @@ def recurrent(
     x: Tensor, states: list[Tensor], parameters: list[Tensor], kind: str, layer: str, layers: int, directions: int,
     batch_first: bool, biases: bool,
 ) -> Any:  # fmt: skip
-    attributes = {
+    attributes: dict[str, Any] = {
         "layer": layer, "kind": kind, "layers": layers, "directions": directions, "batch_first": int(batch_first),
         "biases": int(biases),
     }  # fmt: skip
@@ -216,7 +217,7 @@ class _Marker:
     def _current(self, node: fx.Node, copy: fx.Node, source: fx.Node) -> fx.Node:
         """What the copy reads where the original reads `source`: the marker behind the copy of it, by now."""
         flat, copied = _flatten(node), _flatten(copy)
-        return copied[flat.index(source)]  # type: ignore[no-any-return]
+        return copied[flat.index(source)]
 
     def _layer(self, node: fx.Node, name: str) -> None:
         kind, copy = op_type(node), self.copy_of[node]

@@ -1,7 +1,7 @@
 """What ONNX Runtime really executes: its optimized graph, op by op, with the time each op took.
 
-Nothing is concluded from the file that was handed in. The runtime rewrites it (fusing, moving, dropping conversions), and
-what it then runs is read from the graph it writes itself and from its own profile.
+Nothing is concluded from the file that was handed in. The runtime rewrites it (fusing, moving, dropping conversions),
+and what it then runs is read from the graph it writes itself and from its own profile.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 import onnx
 
-from qlab.runtime.session import RuntimeOptions, open_session
+from qlab.runtime.session import AS_SIMULATED, RuntimeOptions, open_session
 
 Kind = Literal["integer", "float", "convert", "move", "shape"]
 KINDS: Mapping[Kind, str] = {
@@ -44,8 +44,8 @@ _INTEGER_INSIDE = frozenset(
 class ExecutedOp:
     """One op of the optimized graph, in the order of execution.
 
-    layer: name of the tensor or layer it belongs to. seconds: median of the profiled runs. reads, writes: element types of
-    what it takes and gives; shape: of its first output.
+    layer: name of the tensor or layer it belongs to. seconds: median of the profiled runs. reads, writes: element
+    types of what it takes and gives; shape: of its first output.
     """
 
     name: str
@@ -64,7 +64,8 @@ class ExecutedOp:
 
     @classmethod
     def from_dict(cls, d: Mapping[str, Any]) -> ExecutedOp:
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in d.items()})
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in d.items()}
+        return cls(**fields)
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ class Executed:
 
 
 def executed(
-    proto: onnx.ModelProto, feed: Mapping[str, np.ndarray], options: RuntimeOptions = RuntimeOptions(), runs: int = 20
+    proto: onnx.ModelProto, feed: Mapping[str, np.ndarray], options: RuntimeOptions = AS_SIMULATED, runs: int = 20
 ) -> Executed:
     """Run the graph on these inputs, twice to warm up and `runs` times under the profiler, and read what ran.
 
@@ -140,7 +141,7 @@ def _read(nodes: Iterable[onnx.NodeProto], events: Sequence[Mapping[str, Any]]) 
                 shape,
                 tuple(node.input),
                 tuple(node.output),
-            )  # fmt: skip
+            )
         )
     return out
 
@@ -153,7 +154,7 @@ def _kind(op: str, reads: tuple[str, ...], writes: tuple[str, ...]) -> Kind:
     given, made = set(reads), set(writes)
     if op in _CONVERT:
         return "shape" if made <= {"int64", "bool"} or not (given | made) & _INTEGER_TYPES else "convert"
-    if op in _INTEGER_INSIDE or op.startswith("QLinear") and op not in _MOVE or op == "QGemm":
+    if op in _INTEGER_INSIDE or (op.startswith("QLinear") and op not in _MOVE) or op == "QGemm":
         return "integer"
     if made <= {"int64", "bool"}:
         return "shape"

@@ -58,8 +58,8 @@ def time_calls(
 ) -> Timing:  # fmt: skip
     """Time these calls turn by turn: one of each, round and round.
 
-    Warms each up, then takes as many turns as `budget` seconds allow, from 5 to `most`. Turns that a pause of the machine
-    fell into stay in; medians and quartiles do not mind them. progress(done, total) after every turn.
+    Warms each up, then takes as many turns as `budget` seconds allow, from 5 to `most`. Turns that a pause of the
+    machine fell into stay in; medians and quartiles do not mind them. progress(done, total) after every turn.
     """
     first = {name: _timed(call) for name, call in calls.items()}
     del first

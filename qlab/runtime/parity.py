@@ -16,7 +16,7 @@ from torch import Tensor, fx
 
 from qlab.export.onnx_file import quantized_onnx
 from qlab.export.values import Codes
-from qlab.runtime.session import RuntimeOptions, open_session
+from qlab.runtime.session import AS_SIMULATED, RuntimeOptions, open_session
 
 if TYPE_CHECKING:
     from qlab.conversion import FakeQuantize, QuantizedModel
@@ -66,7 +66,7 @@ class Parity:
         return cls(**{**d, "tensors": tuple(TensorParity(**t) for t in d["tensors"])})
 
 
-def parity(qmodel: QuantizedModel, inputs: tuple[Tensor, ...], options: RuntimeOptions = RuntimeOptions()) -> Parity:
+def parity(qmodel: QuantizedModel, inputs: tuple[Tensor, ...], options: RuntimeOptions = AS_SIMULATED) -> Parity:
     """Run both on these inputs and compare every tensor on a static grid. Raises UnsupportedModel."""
     assembled = quantized_onnx(qmodel, codes_as_outputs=True)
     runtime = open_session(assembled.proto, options)

@@ -54,8 +54,11 @@ class RuntimeOptions:
         return {name: _ABOUT[name] for name in self.entries}
 
 
+AS_SIMULATED = RuntimeOptions()
+
+
 def open_session(
-    proto: onnx.ModelProto | bytes, options: RuntimeOptions = RuntimeOptions(), *,
+    proto: onnx.ModelProto | bytes, options: RuntimeOptions = AS_SIMULATED, *,
     optimized: Path | None = None, profile: Path | None = None,
 ) -> onnxruntime.InferenceSession:  # fmt: skip
     """A session on the CPU. optimized: where the graph that is really executed is written. profile: prefix of the file
@@ -115,11 +118,11 @@ def _session(proto: onnx.ModelProto, model: Model, integer: bool, options: Runti
     return Session(runtime, model.name, tuple(s.name for s in model.inputs), integer, options, names)
 
 
-def integer_session(qmodel: QuantizedModel, options: RuntimeOptions = RuntimeOptions()) -> Session:
+def integer_session(qmodel: QuantizedModel, options: RuntimeOptions = AS_SIMULATED) -> Session:
     """The quantized model in ONNX Runtime, as it stands now. Raises UnsupportedModel."""
     return _session(quantized_onnx(qmodel).proto, qmodel.model, True, options)
 
 
-def float_session(model: Model, options: RuntimeOptions = RuntimeOptions()) -> Session:
+def float_session(model: Model, options: RuntimeOptions = AS_SIMULATED) -> Session:
     """The float network in the same runtime. Raises UnsupportedModel."""
     return _session(float_onnx(model).proto, model, False, options)
