@@ -20,7 +20,7 @@ _HOME = {
     "quantize": "quant.fake_quant", "dequantize": "quant.fake_quant", "fake_quantize": "quant.fake_quant",
     "quantization_error": "quant.error", "sqnr": "quant.error",
     "QuantizedTensor": "quant.tensor",
-    "convert": "conversion", "QuantizedModel": "conversion",
+    "convert": "conversion", "QuantizedModel": "conversion", "load_quantized": "export.quantized_load",
     "evaluate": "evaluation", "Evaluation": "evaluation", "compare": "evaluation",
     "Experiment": "lab.experiment", "run": "lab.run",
     **dict.fromkeys(

@@ -164,7 +164,7 @@ def load_model(source: nn.Module | str | Path | bytes, example_inputs: Any = Non
     gm = program.graph_module
     folded = lower(gm)
     model_inputs = program.inputs
-    _propagate_shapes(gm, model_inputs)
+    propagate_shapes(gm, model_inputs)
     return Model(gm, model_inputs, name, folded)
 
 
@@ -205,6 +205,8 @@ def _first_line(e: Exception) -> str:
 
 class _ShapeRecorder(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
+        if op_type(n) == "lstm":
+            _check_lstm(*self.fetch_args_kwargs_from_env(n)[0])
         result = super().run_node(n)
         if isinstance(result, Tensor):
             n.meta["shape"] = tuple(int(s) for s in result.shape)
@@ -214,7 +216,19 @@ class _ShapeRecorder(fx.Interpreter):
         return result
 
 
-def _propagate_shapes(gm: fx.GraphModule, inputs: tuple[InputSpec, ...]) -> None:
+def _check_lstm(
+    x: Tensor, states: Sequence[Tensor], params: Sequence[Tensor], _biases: bool, layers: int, _dropout: float,
+    _train: bool, bidirectional: bool, batch_first: bool,
+) -> None:  # fmt: skip
+    """The kernels of torch 2.13 read past the end of an input or a state that is not of the size its weights ask for."""
+    cells, batch = layers * (2 if bidirectional else 1), x.shape[0 if batch_first else 1]
+    (rows, width), state = params[0].shape, params[1].shape[1]
+    found, expected = [tuple(s.shape) for s in states], [(cells, batch, state), (cells, batch, rows // 4)]
+    if x.ndim != 3 or x.shape[2] != width or found != expected:
+        raise ValueError(f"an LSTM takes {width} values a step and states {expected}, not {tuple(x.shape)} and {found}")
+
+
+def propagate_shapes(gm: fx.GraphModule, inputs: tuple[InputSpec, ...]) -> None:
     """Shape and dtype of every tensor, from a run on tensors without data: nothing is computed, no memory is taken."""
     try:
         with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
