@@ -168,7 +168,7 @@ class QuantizedModel:
         return write_onnx(quantized_onnx(self), path)
 
     def integer_session(self, options: RuntimeOptions | None = None) -> Session:
-        """This model, as it stands now, executed by ONNX Runtime: session(*inputs) -> outputs. Raises UnsupportedModel."""
+        """This model, as it stands now, executed by ONNX Runtime: session(*inputs) -> outputs. Or UnsupportedModel."""
         from qlab.runtime.session import RuntimeOptions, integer_session
 
         return integer_session(self, options or RuntimeOptions())

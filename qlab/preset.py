@@ -30,6 +30,11 @@ _ALL = (
         "what a server CPU runs well.", _static(_W8, _U8.replace(observer="mse")),
     ),
     Preset(
+        "x86_avx2", "x86 before VNNI", "7-bit weights per channel, uint8 activations: sums of two products then fit "
+        "the 16 bits in which CPUs with AVX2 and without VNNI add them, so that fast is also exact.",
+        _static(_W8.replace(bits=7), _U8.replace(observer="mse")),
+    ),
+    Preset(
         "arm", "Arm (QNNPACK)", "int8 weights per tensor, as PyTorch's QNNPACK default has them; small and fast, "
         "and hard on depthwise layers.",
         _static(QuantSpec(bits=8, qscheme="per_tensor_symmetric"), _U8.replace(observer="mse")),

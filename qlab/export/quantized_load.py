@@ -24,6 +24,7 @@ from qlab.export.tensor_file import MAX_FILE, unpack_file
 from qlab.graph.archive_schema import shown
 from qlab.graph.capture import Model, propagate_shapes
 from qlab.graph.placement import ActivationPoint, WeightPoint
+from qlab.quant.fake_quant import container
 from qlab.quant.packing import unpack
 from qlab.quant.qparams import QParams
 from qlab.quant.tensor import QuantizedTensor
@@ -167,7 +168,9 @@ class _FromFile:
             damaged(where, f"has groups of {group_size}")
         scale, zero_point = self._grid(target)
         try:
-            codes = unpack(self._take(f"{target}.codes"), bits, quant_min < 0, shape)
+            codes = unpack(self._take(f"{target}.codes"), bits, quant_min < 0, shape).to(
+                container(quant_min, quant_max)
+            )
             tensor = QuantizedTensor(codes, scale, zero_point, quant_min, quant_max, axis, group_size)
         except (DataMismatch, InvalidConfig) as error:
             raise BadUpload(

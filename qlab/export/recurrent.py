@@ -3,6 +3,9 @@
 torch orders the gates of an LSTM as input, forget, cell, output, ONNX as input, output, forget, cell; of a GRU as
 reset, update, new and update, reset, hidden. ONNX has one op for a layer with both
 directions; layers stand one after another.
+
+The dynamic LSTM of ONNX Runtime equals the simulation while one thread takes the whole batch. With more threads, or a
+large batch, it cuts the batch into parts and ranges the hidden state of each part by itself.
 """
 
 from __future__ import annotations

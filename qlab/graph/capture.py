@@ -220,7 +220,7 @@ def _check_lstm(
     x: Tensor, states: Sequence[Tensor], params: Sequence[Tensor], _biases: bool, layers: int, _dropout: float,
     _train: bool, bidirectional: bool, batch_first: bool,
 ) -> None:  # fmt: skip
-    """The kernels of torch 2.13 read past the end of an input or a state that is not of the size its weights ask for."""
+    """The kernels of torch 2.13 read past the end of an input or state that is not of the size the weights ask for."""
     cells, batch = layers * (2 if bidirectional else 1), x.shape[0 if batch_first else 1]
     (rows, width), state = params[0].shape, params[1].shape[1]
     found, expected = [tuple(s.shape) for s in states], [(cells, batch, state), (cells, batch, rows // 4)]

@@ -69,7 +69,7 @@ class Parity:
 def parity(qmodel: QuantizedModel, inputs: tuple[Tensor, ...], options: RuntimeOptions = AS_SIMULATED) -> Parity:
     """Run both on these inputs and compare every tensor on a static grid. Raises UnsupportedModel."""
     assembled = quantized_onnx(qmodel, codes_as_outputs=True)
-    runtime = open_session(assembled.proto, options)
+    runtime = open_session(assembled.proto, options.for_model(qmodel))
     names = [v.name for v in runtime.get_outputs()]
     feed = {s.name: x.numpy() for s, x in zip(qmodel.inputs, inputs, strict=True)}
     given = dict(zip(names, runtime.run(None, feed), strict=True))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,17 +36,23 @@ class RuntimeOptions:
 
     as_simulated: keep results those of the simulation where the runtime's defaults would trade them for speed; False
     opens the file as anyone would without a thought.
+    pairs_fit: no pair of products can leave 16 bits, so that nothing needs to be done about it; see `for_model`.
     """
 
     threads: int | None = None
     as_simulated: bool = True
+    pairs_fit: bool = False
+
+    def for_model(self, qmodel: QuantizedModel) -> RuntimeOptions:
+        """These options for this model: exact sums of pairs cost time, so only weights that need them get them."""
+        return replace(self, pairs_fit=pairs_fit(qmodel))
 
     @property
     def entries(self) -> Mapping[str, str]:
         """Entries of the session options, by ONNX Runtime's names."""
         if not self.as_simulated:
             return {}
-        exact = {EXACT_PAIRS: "1"} if cpu_features().saturates_pairs else {}
+        exact = {EXACT_PAIRS: "1"} if cpu_features().saturates_pairs and not self.pairs_fit else {}
         return {**exact, FLOAT_BLOCKS: "1"}
 
     def explain(self) -> Mapping[str, str]:
@@ -55,6 +61,12 @@ class RuntimeOptions:
 
 
 AS_SIMULATED = RuntimeOptions()
+
+
+def pairs_fit(qmodel: QuantizedModel) -> bool:
+    """Whether 255 * (|a| + |b|) stays within 16 bits for any two codes of any weight: seven bits always do."""
+    limit = (2**15 - 1) // 255 // 2
+    return all(int(w.codes.short().abs().max()) <= limit for w in qmodel.weights.values() if w.codes.numel())
 
 
 def open_session(
@@ -120,7 +132,7 @@ def _session(proto: onnx.ModelProto, model: Model, integer: bool, options: Runti
 
 def integer_session(qmodel: QuantizedModel, options: RuntimeOptions = AS_SIMULATED) -> Session:
     """The quantized model in ONNX Runtime, as it stands now. Raises UnsupportedModel."""
-    return _session(quantized_onnx(qmodel).proto, qmodel.model, True, options)
+    return _session(quantized_onnx(qmodel).proto, qmodel.model, True, options.for_model(qmodel))
 
 
 def float_session(model: Model, options: RuntimeOptions = AS_SIMULATED) -> Session:

@@ -22,7 +22,7 @@ class IntegerTaps(SqnrTaps):
         super().__init__(qmodel)
         assembled = quantized_onnx(qmodel, codes_as_outputs=True)
         self.codes = {name: c for name, c in assembled.codes.items() if name in self.layers_of}
-        self.runtime = open_session(assembled.proto, options)
+        self.runtime = open_session(assembled.proto, options.for_model(qmodel))
         self.own = [v.name for v in assembled.proto.graph.output][: -len(assembled.codes) or None]
 
     def run(self, inputs: tuple[Tensor, ...]) -> tuple[Any, Any]:
