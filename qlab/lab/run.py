@@ -6,9 +6,7 @@ there by the next run, whatever its config.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
 import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
@@ -19,30 +17,24 @@ import numpy as np
 import torch
 
 import qlab
-from qlab.calibration import Calibration, calibrate
+from qlab.calibration import Calibration
 from qlab.config import QConfigMapping
 from qlab.conversion import QuantizedModel, convert
-from qlab.data import Dataset, Finding, check_against
-from qlab.errors import DataMismatch, RunFailed
+from qlab.data import Dataset, Finding
+from qlab.errors import RunFailed
 from qlab.evaluation import Comparison, Evaluation, compare, evaluate
 from qlab.graph.capture import Model
-from qlab.lab import sources
+from qlab.lab import stages
 from qlab.lab.experiment import Experiment
 from qlab.lab.progress import Progress, ProgressCallback, Stage
-from qlab.lab.store import Artifact, Headline, Run, Store, open_store
+from qlab.lab.store import Headline, Run, Store, open_store
 from qlab.lab.tasks import describe_experiment, describe_prepare
 from qlab.lab.work import Outcome, Work, carry_out
 
 RESULT_VERSION = 1
-# Part of every key: raise it when statistics or evaluation change what they measure, or old ones would be taken.
-DERIVED_VERSION = 1
-CALIBRATION, FLOAT_EVALUATION, QUANTIZED_EVALUATION = "calibration", "float evaluation", "quantized evaluation"
+QUANTIZED_EVALUATION = "quantized evaluation"
 FLIPS_LISTED = 1000
-
-# Relative to a batch through the float network, to price the stages still to come before they have been timed.
-CALIBRATE_COST, QUANTIZED_COST = 1.5, 1.8
-LOAD, CHECK, CALIBRATE = "load", "check", "calibrate"
-EVALUATE_FLOAT, CONVERT, EVALUATE_QUANTIZED, COMPARE = "evaluate float", "convert", "evaluate quantized", "compare"
+EVALUATE_QUANTIZED, COMPARE = "evaluate quantized", "compare"
 
 
 @dataclass(frozen=True)
@@ -142,12 +134,14 @@ def find_prepared(
     seed: int = 0,
 ) -> Prepared | None:
     """What `prepare` stored for this model and data, or None if it has not been computed; computes nothing."""
-    data = _split(data, calibration_samples, seed)
-    calibration = store.find_derived(CALIBRATION, calibration_key(model, data, batch_size))
-    evaluation = store.find_derived(FLOAT_EVALUATION, evaluation_key(model, data, batch_size))
+    data = stages.split(data, calibration_samples, seed)
+    calibration = store.find_derived(stages.CALIBRATION, stages.calibration_key(model, data, batch_size))
+    evaluation = store.find_derived(stages.FLOAT_EVALUATION, stages.evaluation_key(model, data, batch_size))
     if calibration is None or evaluation is None:
         return None
-    return Prepared(Calibration.load(calibration.path), _read(evaluation), calibration.hash, evaluation.hash)
+    return Prepared(
+        Calibration.load(calibration.path), stages.read_evaluation(evaluation), calibration.hash, evaluation.hash
+    )
 
 
 def read_result(store: Store, run: Run) -> Result:
@@ -163,8 +157,8 @@ def read_result(store: Store, run: Run) -> Result:
         if k in Comparison.__dataclass_fields__
     }
     return Result(
-        reference=_read(store.artifact(result["artifacts"][FLOAT_EVALUATION])),
-        quantized=_read(store.artifact(result["artifacts"][QUANTIZED_EVALUATION])),
+        reference=stages.read_evaluation(store.artifact(result["artifacts"][stages.FLOAT_EVALUATION])),
+        quantized=stages.read_evaluation(store.artifact(result["artifacts"][QUANTIZED_EVALUATION])),
         comparison=Comparison(**fields),
         size=result["size"],
         ledger=result["ledger"],
@@ -189,22 +183,11 @@ def prepare_task(work: Work, spec: dict[str, Any]) -> Outcome:
 # ---- keys ------------------------------------------------------------------------------------------------------------
 
 
-def calibration_key(model: Model, data: Dataset, batch_size: int) -> str:
-    """The data's hash includes its split, and so the calibration samples and the seed."""
-    return _hash(CALIBRATION, DERIVED_VERSION, model.content_hash, data.content_hash, model.fixed_batch or batch_size)
-
-
-def evaluation_key(model: Model, data: Dataset, batch_size: int) -> str:
-    return _hash(
-        FLOAT_EVALUATION, DERIVED_VERSION, model.content_hash, data.content_hash, model.fixed_batch or batch_size
-    )
-
-
 def content_key(model: Model, data: Dataset, mapping: QConfigMapping, batch_size: int) -> str:
     """Equal for runs that compute the same thing, whatever their names, paths or presets."""
-    return _hash(
+    return stages.key_of(
         "experiment",
-        DERIVED_VERSION,
+        stages.DERIVED_VERSION,
         model.content_hash,
         data.content_hash,
         model.fixed_batch or batch_size,
@@ -212,33 +195,31 @@ def content_key(model: Model, data: Dataset, mapping: QConfigMapping, batch_size
     )
 
 
-def _hash(*parts: object) -> str:
-    return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()
-
-
 # ---- the stages ------------------------------------------------------------------------------------------------------
 
 
 def _experiment(work: Work, experiment: Experiment) -> Outcome:
     mapping = experiment.resolved_mapping
-    model, data, findings = _load(work, experiment, needs_ranges(mapping), quantized=True)
+    loaded = stages.load(work, experiment, ranges=stages.needs_ranges(mapping), then=_own_stages)
+    model, data = loaded.model, loaded.data
     work.store.identify(work.run_id, content_key=content_key(model, data, mapping, experiment.batch_size))
     # Weight-only and dynamic configs take no ranges from the data: nothing to wait for.
-    calibrated = _calibration(work, model, data, experiment.batch_size) if needs_ranges(mapping) else None
-    reference, reference_artifact = _float_evaluation(work, model, data, experiment.batch_size)
-    work.progress(CONVERT)
+    ranges = stages.needs_ranges(mapping)
+    calibrated = stages.calibration(work, model, data, experiment.batch_size) if ranges else None
+    reference, reference_artifact = stages.float_evaluation(work, model, data, experiment.batch_size)
+    work.progress(stages.CONVERT)
     qmodel = convert(model, mapping, calibrated[0] if calibrated else None)
     quantized = evaluate(qmodel, data, reference, experiment.batch_size, progress=work.stage(EVALUATE_QUANTIZED))
     work.progress(COMPARE)
     comparison = compare(reference, quantized, data.evaluation.targets)
-    artifact = _write(work.store, QUANTIZED_EVALUATION, quantized)
+    artifact = stages.write_evaluation(work.store, QUANTIZED_EVALUATION, quantized)
     work.progress(COMPARE, 1, 1)
     work.meter.finish()
-    artifacts = {FLOAT_EVALUATION: reference_artifact.hash, QUANTIZED_EVALUATION: artifact.hash}
+    artifacts = {stages.FLOAT_EVALUATION: reference_artifact.hash, QUANTIZED_EVALUATION: artifact.hash}
     if calibrated:
-        artifacts[CALIBRATION] = calibrated[1].hash
+        artifacts[stages.CALIBRATION] = calibrated[1].hash
     return Outcome(
-        _result(model, data, mapping, findings, qmodel, reference, quantized, comparison)
+        _result(model, data, mapping, loaded.findings, qmodel, reference, quantized, comparison)
         | {
             "calibration": _calibration_summary(calibrated[0]) if calibrated else None,
             "artifacts": artifacts,
@@ -255,101 +236,34 @@ def _experiment(work: Work, experiment: Experiment) -> Outcome:
     )
 
 
+def _own_stages(batches: int) -> list[Stage]:
+    return [
+        Stage(stages.CONVERT, seconds=0.2),
+        Stage(EVALUATE_QUANTIZED, batches, stages.QUANTIZED_COST),
+        Stage(COMPARE, seconds=0.05),
+    ]
+
+
 def _prepare(work: Work, experiment: Experiment) -> tuple[Prepared, Outcome]:
-    model, data, findings = _load(work, experiment, ranges=True, quantized=False)
-    calibration, calibration_artifact = _calibration(work, model, data, experiment.batch_size)
-    reference, reference_artifact = _float_evaluation(work, model, data, experiment.batch_size)
+    loaded = stages.load(work, experiment, ranges=True)
+    model, data = loaded.model, loaded.data
+    calibration, calibration_artifact = stages.calibration(work, model, data, experiment.batch_size)
+    reference, reference_artifact = stages.float_evaluation(work, model, data, experiment.batch_size)
     work.meter.finish()
     result = {
         "version": RESULT_VERSION,
         "model": _about_model(model),
         "data": _about_data(data),
-        "findings": [asdict(f) for f in findings],
+        "findings": [asdict(f) for f in loaded.findings],
         "float": _figures(reference),
         "calibration": _calibration_summary(calibration),
-        "artifacts": {CALIBRATION: calibration_artifact.hash, FLOAT_EVALUATION: reference_artifact.hash},
+        "artifacts": {stages.CALIBRATION: calibration_artifact.hash, stages.FLOAT_EVALUATION: reference_artifact.hash},
         "timings": work.meter.timings,
         "versions": _versions(),
     }
     headline = Headline(float_accuracy=reference.accuracy, float_size=model.float_bytes, samples=reference.n)
     prepared = Prepared(calibration, reference, calibration_artifact.hash, reference_artifact.hash)
     return prepared, Outcome(result, headline)
-
-
-def needs_ranges(mapping: QConfigMapping) -> bool:
-    """Whether any op of this mapping takes its range from a calibration."""
-    configs = [mapping.default, *mapping.by_type.values(), *mapping.by_name.values()]
-    return any(c is not None and c.mode == "static" for c in configs)
-
-
-def _load(work: Work, experiment: Experiment, ranges: bool, quantized: bool) -> tuple[Model, Dataset, list[Finding]]:
-    work.meter.plan([Stage(LOAD, seconds=0.5)])
-    work.progress(LOAD)
-    model = sources.open_model(experiment.model, work.store)
-    data = sources.open_data(experiment.data, work.store)
-    data = _split(data, experiment.calibration_samples, experiment.seed)
-    # Before the check: what is refused should say what it was.
-    work.store.identify(work.run_id, model_hash=model.content_hash, data_hash=data.content_hash)
-    size = model.fixed_batch or experiment.batch_size
-    batches = math.ceil(len(data.evaluation) / size)
-    known = work.store.find_derived
-    stages = [Stage(CHECK)]
-    if ranges and not known(CALIBRATION, calibration_key(model, data, experiment.batch_size)):
-        stages.append(Stage(CALIBRATE, math.ceil(len(data.calibration) / size), CALIBRATE_COST))
-    if not known(FLOAT_EVALUATION, evaluation_key(model, data, experiment.batch_size)):
-        stages.append(Stage(EVALUATE_FLOAT, batches))
-    if quantized:
-        stages += [
-            Stage(CONVERT, seconds=0.2),
-            Stage(EVALUATE_QUANTIZED, batches, QUANTIZED_COST),
-            Stage(COMPARE, seconds=0.05),
-        ]
-    work.meter.plan(stages)
-    work.progress(CHECK)
-    findings = check_against(model.inputs, data, model.n_classes)
-    errors = [f for f in findings if f.severity == "error"]
-    if errors:
-        raise DataMismatch(
-            f"{errors[0].message} {errors[0].remedy}".strip(),
-            detail="\n".join(f"{f.message} {f.remedy}" for f in errors[1:]) or None,
-        )
-    return model, data, [f for f in findings if f.severity != "ok"]
-
-
-def _split(data: Dataset, samples: int | None, seed: int) -> Dataset:
-    return data if samples is None else data.split(samples, seed)
-
-
-def _calibration(work: Work, model: Model, data: Dataset, batch_size: int) -> tuple[Calibration, Artifact]:
-    key = calibration_key(model, data, batch_size)
-    found = work.store.find_derived(CALIBRATION, key)
-    if found is not None:
-        return Calibration.load(found.path), found
-    calibration = calibrate(model, data, batch_size, work.stage(CALIBRATE))
-    with work.store.new_file(".npz") as path:
-        calibration.save(path)
-        artifact = work.store.add_upload(path, f"{model.name}.calibration.npz", kind=CALIBRATION)
-    work.store.derive(CALIBRATION, key, artifact)
-    return calibration, artifact
-
-
-def _float_evaluation(work: Work, model: Model, data: Dataset, batch_size: int) -> tuple[Evaluation, Artifact]:
-    key = evaluation_key(model, data, batch_size)
-    found = work.store.find_derived(FLOAT_EVALUATION, key)
-    if found is not None:
-        return _read(found), found
-    evaluation = evaluate(model, data, None, batch_size, progress=work.stage(EVALUATE_FLOAT))
-    artifact = _write(work.store, FLOAT_EVALUATION, evaluation)
-    work.store.derive(FLOAT_EVALUATION, key, artifact)
-    return evaluation, artifact
-
-
-def _write(store: Store, kind: str, evaluation: Evaluation) -> Artifact:
-    return store.add_bytes(json.dumps(evaluation.to_dict()).encode(), kind=kind, media="application/json")
-
-
-def _read(artifact: Artifact) -> Evaluation:
-    return Evaluation.from_dict(json.loads(artifact.path.read_bytes()))
 
 
 # ---- the result as JSON ----------------------------------------------------------------------------------------------

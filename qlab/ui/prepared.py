@@ -12,7 +12,7 @@ import streamlit as st
 
 from qlab.metrics import metric
 from qlab.plots.accuracy import Dot, accuracy_dots
-from qlab.ui import cache, errors, facts, jobs, state, widgets
+from qlab.ui import cache, derived, facts, state, widgets
 from qlab.ui.library import DataRef, ModelRef
 
 if TYPE_CHECKING:
@@ -21,6 +21,12 @@ if TYPE_CHECKING:
     from qlab.lab.run import Prepared
 
 KIND = "prepare"
+WORDS = derived.Words(
+    stopped="The calibration was stopped, so the ranges and the float accuracy are not known yet.",
+    no_result="The calibration ended without a result.",
+    again="Calibrate again",
+    help="Runs the calibration part and the evaluation part of the data through the float network.",
+)
 
 
 def known(model: ModelRef, data: DataRef) -> Prepared | None:
@@ -41,32 +47,8 @@ def require(*, key: str) -> Prepared | None:
     failed or was stopped is told, with a button to try again. Call it for data that fits the model.
     """
     model, data = state.model_ref(), state.data_ref()
-    found = known(model, data)
-    if found is not None:
-        return found
-    arguments = _arguments(model, data)
-    started: dict[object, str] = st.session_state.setdefault("lab.prepare", {})
     mine = (model, data, state.options().batch_size, state.options().seed)
-    run_id = started.get(mine) or _going_on(arguments) or jobs.submit(KIND, **arguments)
-    started[mine] = run_id
-    run = jobs.watch(run_id, key=f"{key}_prepare")
-    if run is None:
-        return None
-    found = known(model, data)
-    if found is not None:
-        return found
-    if run.status == "cancelled":
-        st.info("The calibration was stopped, so the ranges and the float accuracy are not known yet.")
-    else:
-        errors.failure(run.error or "The calibration ended without a result.", run.detail)
-    st.button(
-        "Calibrate again",
-        key=f"{key}_again",
-        on_click=started.__delitem__,
-        args=(mine,),
-        help="Runs the calibration part and the evaluation part of the data through the float network.",
-    )
-    return None
+    return derived.require(KIND, _arguments(model, data), lambda: known(model, data), WORDS, mine=mine, key=key)
 
 
 def calibration(*, key: str) -> Calibration | None:
@@ -119,11 +101,3 @@ def _arguments(model: ModelRef, data: DataRef) -> dict[str, object]:
         "calibration_samples": data.calibration_samples,
         "seed": chosen.seed,
     }
-
-
-def _going_on(arguments: dict[str, object]) -> str | None:
-    """The run of another browser that is making the same thing."""
-    from qlab.lab.tasks import describe_prepare
-
-    spec = describe_prepare(cache.store(), arguments).spec
-    return next((run.id for run in jobs.open_runs() if run.kind == KIND and run.spec == spec), None)

@@ -9,7 +9,7 @@ import pytest
 import qlab
 from qlab.config import QConfig, QConfigMapping, QuantSpec
 from qlab.errors import Cancelled, DataMismatch, InvalidConfig, RunFailed
-from qlab.lab import run as lab_run
+from qlab.lab import stages
 from qlab.lab.experiment import Experiment
 from qlab.lab.jobs import JobRunner, Staff
 from qlab.lab.progress import Progress
@@ -82,7 +82,7 @@ def test_what_needs_no_config_is_computed_once(store: Store, few_digits: Path, m
         raise AssertionError("calibrated again")
 
     with monkeypatch.context() as patch:
-        patch.setattr(lab_run, "calibrate", again)
+        patch.setattr(stages, "calibrate", again)
         done = run(experiment, store=store)
         found = find_prepared(store, model, data, batch_size=32)
         assert found is not None
@@ -97,7 +97,7 @@ def test_what_needs_no_config_is_computed_once(store: Store, few_digits: Path, m
     prepared_artifact = store.artifact(prepared.calibration_artifact)
     prepared_artifact.path.write_bytes(b"damaged")
     assert run(experiment, store=store).status == DONE  # computed anew
-    assert store.find_derived("calibration", lab_run.calibration_key(model, data, 32)) is not None
+    assert store.find_derived("calibration", stages.calibration_key(model, data, 32)) is not None
 
 
 def test_equal_computations_have_equal_keys(store: Store, few_digits: Path) -> None:
