@@ -12,27 +12,17 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 import qlab
-from benchmarks import peers
-from benchmarks.case import Case, load_case, ratio, seconds
+from benchmarks import integer, peers
+from benchmarks.case import Case, Row, load_case, ratio, seconds
 from qlab.config import QuantSpec
 
 README = Path(__file__).parent / "README.md"
 W8 = QuantSpec(bits=8, qscheme="per_channel_symmetric")
-
-
-@dataclass(frozen=True)
-class Row:
-    what: str
-    value: str
-    bar: str
-    met: bool | None
-    detail: str = ""
 
 
 def calibration_over_forward(case: Case) -> Iterator[Row]:
@@ -246,6 +236,7 @@ MEASURES: dict[str, Callable[[Case], Iterator[Row]]] = {
     "evaluation_peers": evaluation_over_peers,
     "mse": mse_over_histogram_observer,
     "accuracy": accuracy,
+    **integer.MEASURES,
 }
 
 

@@ -19,6 +19,17 @@ HOW = {"scale": 1 / 255, "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.
 
 
 @dataclass(frozen=True)
+class Row:
+    """One line of the table. met: None where there is no bar."""
+
+    what: str
+    value: str
+    bar: str
+    met: bool | None
+    detail: str = ""
+
+
+@dataclass(frozen=True)
 class Case:
     name: str
     model: Model

@@ -14,6 +14,7 @@ from qlab.calibration import Calibration
 from qlab.config import QConfigMapping
 from qlab.errors import DataMismatch, InvalidConfig, NonFinite, NotObserved
 from qlab.graph.capture import Model
+from qlab.graph.integer_sums import BiasCodes, InputCodes, ProductScale, WeightCodes, sums_are_integer
 from qlab.graph.lower import attribute, copy_graph
 from qlab.graph.ops import op_type, packet_name
 from qlab.graph.placement import ActivationPoint, LedgerRow, Placement, WeightPoint, place
@@ -69,33 +70,6 @@ class FakeQuantize(nn.Module):
 
     def extra_repr(self) -> str:
         return f"[{self.quant_min}, {self.quant_max}], after_relu={self.after_relu}"
-
-
-class RoundedBias(nn.Module):
-    """A bias on the grid of the 32-bit products it is added to: scale of the input times scale of the weight, zero
-    point 0, as integer kernels hold it. Called with the float bias; channels that would not fit 32 bits keep it.
-
-    Source: Jacob et al. 2018, section 2.4.
-    """
-
-    def __init__(self, input_grid: FakeQuantize, weight: QuantizedTensor):
-        super().__init__()
-        self._parts = (input_grid, weight)  # in a tuple: they are registered once, where they belong
-
-    def codes(self, bias: Tensor) -> tuple[Tensor, Tensor]:
-        """int64 codes and their float32 scale, [C] each or the scale [] per tensor."""
-        input_grid, weight = self._parts
-        scale = input_grid.scale * weight.scale
-        return torch.round(bias.detach().double() / scale.double()).long(), scale
-
-    def forward(self, bias: Tensor) -> Tensor:
-        codes, scale = self.codes(bias)
-        return torch.where(codes.abs() < 2**31, (codes * scale.double()).to(bias.dtype), bias)
-
-    @staticmethod
-    def fits(input_grid: FakeQuantize, weight: QuantizedTensor) -> bool:
-        """Whether integer kernels multiply these: 8-bit codes, one grid for the input, no groups of weights."""
-        return not input_grid.scale.ndim and input_grid.quant_max - input_grid.quant_min < 256 and weight.scale.ndim < 2
 
 
 class QuantizedModel:
@@ -282,7 +256,7 @@ class _Converter:
     def run(self, infinite: Mapping[str, int], float_hash: str | None) -> QuantizedModel:
         weights = self._weights()
         activations = self._activations()
-        self._biases(weights, activations)
+        self._products(weights, activations)
         self._dynamic()
         self.gm.graph.eliminate_dead_code()
         _drop_unused(self.gm)
@@ -345,19 +319,34 @@ class _Converter:
     def _is_private_relu(self, node: fx.Node, point: ActivationPoint) -> bool:
         return point.consumers is None and node.op == "call_function" and packet_name(node) == "relu"
 
-    def _biases(self, weights: Mapping[str, QuantizedTensor], activations: Mapping[str, FakeQuantize]) -> None:
+    def _products(self, weights: Mapping[str, QuantizedTensor], activations: Mapping[str, FakeQuantize]) -> None:
         at_edge = {(p.node, c): key for key, p in self.points.items() for c in p.consumers or ()}
-        for point in self.placement.biases:
+        for point in self.placement.products:
             source = point.node.args[0]
             key = at_edge.get((source, point.node), point.grid)  # type: ignore[arg-type]
-            if key is None or not RoundedBias.fits(activations[key], weights[point.weight]):
+            if key is None or not sums_are_integer(activations[key], weights[point.weight]):
                 continue
-            target = self._add_module("bq", point.weight, RoundedBias(activations[key], weights[point.weight]))
-            node, old = self.copy_of[point.node], self.copy_of[point.constant]
+            grid, weight, node = activations[key], weights[point.weight], self.copy_of[point.node]
+            scale = ProductScale(grid, weight, channels=-1 if op_type(point.node) == "linear" else 1)
             with self.gm.graph.inserting_before(node):
-                new = self.gm.graph.call_module(target, (old,))
-            new.meta = dict(old.meta)
-            node.args = (*node.args[:2], new, *node.args[3:])
+                x = self._call("xc", point.weight, InputCodes(grid), node.args[0])
+                w = self._call("wc", point.weight, WeightCodes(weight))
+                b = (
+                    self._call("bc", point.weight, BiasCodes(grid, weight), self.copy_of[point.bias])
+                    if point.bias
+                    else None
+                )
+            with self.gm.graph.inserting_after(node):
+                y = self._call("ps", point.weight, scale)
+            y.meta = dict(node.meta)
+            node.replace_all_uses_with(y)
+            y.args = (node,)
+            node.args = (x, w, *([b] if len(node.args) > 2 else []), *node.args[3:])
+            node.kwargs = {k: b if k == "bias" else v for k, v in node.kwargs.items()}
+            self.copy_of[point.node] = y
+
+    def _call(self, prefix: str, name: str, module: nn.Module, *args: Any) -> fx.Node:
+        return self.gm.graph.call_module(self._add_module(prefix, name, module), args)
 
     def _dynamic(self) -> None:
         for point in self.placement.dynamic:

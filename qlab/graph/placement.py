@@ -55,16 +55,17 @@ class ActivationPoint:
 
 
 @dataclass(frozen=True)
-class BiasPoint:
-    """A bias that integer kernels add to 32-bit products, and so round to the scale of those.
+class ProductPoint:
+    """A convolution or linear that integer kernels compute where the bits of its input and weight allow.
 
     weight: key of the layer's weight. grid: tensor on whose grid the input lies; None: it is put on one on its edge.
+    bias: the constant, or None.
     """
 
     node: fx.Node
-    constant: fx.Node
     weight: str
     grid: str | None
+    bias: fx.Node | None
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ class Placement:
     weights: list[WeightPoint] = field(default_factory=list)
     activations: list[ActivationPoint] = field(default_factory=list)
     dynamic: list[DynamicPoint] = field(default_factory=list)
-    biases: list[BiasPoint] = field(default_factory=list)
+    products: list[ProductPoint] = field(default_factory=list)
     ledger: list[LedgerRow] = field(default_factory=list)
     outputs: dict[str, str] = field(default_factory=dict)
     """Layer of a quantized unit -> name of the tensor at its end."""
@@ -215,8 +216,8 @@ class _Placer:
         if config.weight is not None:
             self._weight(node, constant, f"{layer}.weight", layer, config.weight, position.axis)  # type: ignore[arg-type]
         if config.mode == "static":
-            if config.weight is not None and kind in _INTEGER_KERNELS and len(node.args) > 2:
-                self._bias(node, layer)
+            if config.weight is not None and kind in _INTEGER_KERNELS:
+                self._product(node, layer)
             self._static(node, layer, kind, config, rule)
         elif config.mode == "dynamic":
             assert config.activation is not None
@@ -351,11 +352,12 @@ class _Placer:
     def _weight(self, node: fx.Node, constant: fx.Node, tensor: str, layer: str, spec: QuantSpec, axis: int) -> None:
         self.out.weights.append(WeightPoint(node, constant, tensor, layer, spec, axis))
 
-    def _bias(self, node: fx.Node, layer: str) -> None:
-        constant = node.args[2]
-        if attribute(self.gm, constant) is not None:
-            grid = self.on_grid.get(self._source(node))
-            self.out.biases.append(BiasPoint(node, constant, layer, grid))  # type: ignore[arg-type]
+    def _product(self, node: fx.Node, layer: str) -> None:
+        bias = node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")
+        if bias is not None and attribute(self.gm, bias) is None:
+            return
+        grid = self.on_grid.get(self._source(node))
+        self.out.products.append(ProductPoint(node, layer, grid, bias))  # type: ignore[arg-type]
 
     def _mark_output(self, node: fx.Node, layer: str) -> None:
         end = node

@@ -24,7 +24,8 @@ import torch
 from torch import Tensor, fx
 from torch.nn.functional import pad
 
-from qlab.conversion import QuantizedModel, RoundedBias
+from qlab.conversion import QuantizedModel
+from qlab.graph.integer_sums import sums_are_integer
 from qlab.metrics import percent
 from qlab.quant.fake_quant import quantize
 from qlab.runtime.steps import INT32, IntegerLayer, explainable_layers, integer_layer, run_tapped
@@ -117,7 +118,7 @@ def headroom(
     """
     qmodel.model.check_inputs(inputs)
     layers = [integer_layer(qmodel, name) for name in explainable_layers(qmodel)]
-    layers = [layer for layer in layers if RoundedBias.fits(layer.source, layer.weight)]
+    layers = [layer for layer in layers if sums_are_integer(layer.source, layer.weight)]
     by_op = {layer.node: layer for layer in layers}
     readers = Counter(layer.input_node for layer in layers)
     kept: dict[fx.Node, Tensor] = {}

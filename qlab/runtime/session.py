@@ -103,7 +103,7 @@ def _last_line(error: Exception) -> str:
 class Session:
     """A network in ONNX Runtime, called with torch tensors and answering with them, as the model does.
 
-    integer: False for the float network. codes: tensors on grids whose codes `run_codes` gives.
+    integer: False for the float network.
     """
 
     runtime: onnxruntime.InferenceSession

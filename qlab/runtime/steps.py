@@ -19,6 +19,7 @@ from torch import Tensor, fx
 
 from qlab.conversion import FakeQuantize, QuantizedModel
 from qlab.errors import InvalidConfig
+from qlab.graph.integer_sums import InputCodes
 from qlab.graph.lower import attribute
 from qlab.graph.ops import op_type, packet_name
 from qlab.graph.optypes import OP_TYPES
@@ -33,13 +34,15 @@ LAYER_TYPES = ("linear", "conv1d", "conv2d", "conv3d")
 class IntegerLayer:
     """A convolution or linear with integer weights, its input and its output each on one grid known beforehand.
 
-    node, end: the op, and the value of its unit behind a fused ReLU, in the quantized graph. bias: float [O] or None.
+    input_node, node, end: what enters the layer, its op, and what its unit gives behind a fused ReLU, in the quantized
+    graph. bias: float [O] or None.
     stride, padding (before the first element), dilation: one for each spatial axis, so () for a linear.
     limits: what a fused ReLU, ReLU6 or clamp leaves, in values.
     """
 
     name: str
     op: str
+    input_node: fx.Node
     node: fx.Node
     end: fx.Node
     weight: QuantizedTensor
@@ -51,12 +54,6 @@ class IntegerLayer:
     dilation: tuple[int, ...]
     groups: int
     limits: tuple[float, float]
-
-    @property
-    def input_node(self) -> fx.Node:
-        node = self.node.args[0]
-        assert isinstance(node, fx.Node)
-        return node
 
     @property
     def product_scales(self) -> NDArray[np.float32]:
@@ -318,12 +315,13 @@ def _find(qmodel: QuantizedModel, layer: str) -> IntegerLayer | str:
     node = next(n for n in qmodel.graph_module.graph.nodes if n.name == point.node.name)
     given = _arguments(node)
     end = qmodel.output_nodes[qmodel.outputs[layer]]
-    source, target = _grid(qmodel.graph_module, given["input"]), _grid(qmodel.graph_module, end)
+    entering, leaving = _values(qmodel.graph_module, given["input"], node)
+    source, target = _grid(qmodel.graph_module, entering), _grid(qmodel.graph_module, end)
     if source is None or target is None:
         return f"its {'input' if source is None else 'output'} lies on no grid."
     if source.scale.ndim or target.scale.ndim:
         return "its activations have a scale for each channel, which no integer kernel runs. Choose per tensor."
-    limits = _limits(node, end, target)
+    limits = _limits(leaving, end, target)
     if limits is None:
         return "the clamp that is part of it has limits known only at run time."
     axes = weight.codes.ndim - 2
@@ -334,7 +332,7 @@ def _find(qmodel: QuantizedModel, layer: str) -> IntegerLayer | str:
     if bias is not None and constant is None:
         return "its bias is computed at run time, not a constant."
     return IntegerLayer(
-        layer, row.op, node, end, weight, constant, source, target, stride, padding, dilation,
+        layer, row.op, entering, node, end, weight, constant, source, target, stride, padding, dilation,
         int(given.get("groups", 1)), limits,
     )  # fmt: skip
 
@@ -345,6 +343,14 @@ def _arguments(node: fx.Node) -> dict[str, Any]:
     given = {a.name: a.default_value for a in schema.arguments if a.has_default_value()}
     given.update(zip((a.name for a in schema.arguments), node.args, strict=False))
     return given | dict(node.kwargs)
+
+
+def _values(gm: fx.GraphModule, source: fx.Node, node: fx.Node) -> tuple[fx.Node, fx.Node]:
+    """What enters and what leaves an op as values, where it computes on codes itself."""
+    if source.op == "call_module" and isinstance(gm.get_submodule(str(source.target)), InputCodes):
+        (scaled,) = node.users
+        return source.args[0], scaled  # type: ignore[return-value]
+    return source, node
 
 
 def _grid(gm: fx.GraphModule, node: fx.Node) -> FakeQuantize | None:

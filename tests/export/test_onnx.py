@@ -125,6 +125,10 @@ def test_cifar_accuracy_on_integers(cifar):
     integer = qlab.evaluate(qmodel, test, reference=simulated, backend="integer")
     assert integer.backend == "integer"
     assert integer.agreement >= 0.995
+    steps = parity(qmodel, next(iter(test.evaluation.batches(512)))[1])
+    assert steps.output_in_steps
+    assert steps.output_largest <= 1.001
+    assert max(t.own_largest for t in steps.tensors) <= 1
     assert integer.accuracy >= 0.905
     layers = set(integer.sqnr) & set(simulated.sqnr)
     assert layers

@@ -1,0 +1,100 @@
+"""Products of 8-bit codes, summed in the simulation as an integer kernel sums them: exactly.
+
+A convolution or linear whose input and weight lie on such grids multiplies their codes, less the zero points, as whole
+float32 numbers. float32 holds them and their sums exactly up to 2^24, which sums of real networks stay below. The scale
+of a product, that of the input times that of the weight, comes in once, afterwards. Summing values instead, each a
+rounded product of code and scale, rounds at every step and lands on the other side of a tie now and then.
+
+    x ─ InputCodes ─┐
+    WeightCodes ────┼─ convolution or linear ─ ProductScale ─>
+    b ─ BiasCodes ──┘
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from qlab.quant.tensor import QuantizedTensor
+
+if TYPE_CHECKING:
+    from qlab.conversion import FakeQuantize
+
+
+def sums_are_integer(grid: FakeQuantize, weight: QuantizedTensor) -> bool:
+    """Whether integer kernels multiply these: 8-bit codes, one grid for the input, no groups of weights."""
+    return (
+        not grid.scale.ndim
+        and grid.quant_max - grid.quant_min < 256
+        and weight.scale.ndim < 2
+        and weight.quant_max - weight.quant_min < 256
+        and weight.axis in (None, 0)
+    )
+
+
+class InputCodes(nn.Module):
+    """Codes less the zero point, of an input that lies on this grid; same shape, whole numbers in float32."""
+
+    def __init__(self, grid: FakeQuantize):
+        super().__init__()
+        self._grid = (grid,)  # in a tuple: it is registered once, where it belongs
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x * float(self._grid[0].scale.reciprocal())).round_()
+
+
+class WeightCodes(nn.Module):
+    """Codes less the zero points; shape of the weight, whole numbers in float32."""
+
+    def __init__(self, weight: QuantizedTensor):
+        super().__init__()
+        self._weight = (weight,)
+
+    def forward(self) -> Tensor:
+        codes, zero_point = self._weight[0].codes.float(), self._weight[0].zero_point
+        return codes - zero_point.reshape(-1, *[1] * (codes.ndim - 1)) if zero_point.ndim else codes - zero_point
+
+
+class _ProductGrid(nn.Module):
+    def __init__(self, grid: FakeQuantize, weight: QuantizedTensor):
+        super().__init__()
+        self._parts = (grid, weight)
+
+    @property
+    def scale(self) -> Tensor:
+        """Of a product: [C] per channel of the output, [] per tensor."""
+        grid, weight = self._parts
+        return grid.scale * weight.scale
+
+
+class BiasCodes(_ProductGrid):
+    """A float bias in units of a product, rounded as integer kernels hold it; where that does not fit 32 bits, not
+    rounded.
+
+    Source: Jacob et al. 2018, section 2.4.
+    """
+
+    def codes(self, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """int64 codes and their float32 scale, [C] each or the scale [] per tensor."""
+        scale = self.scale
+        return torch.round(bias.detach().double() / scale.double()).long(), scale
+
+    def forward(self, bias: Tensor) -> Tensor:
+        codes, scale = self.codes(bias)
+        return torch.where(codes.abs() < 2**31, codes.double(), bias.double() / scale.double()).to(bias.dtype)
+
+
+class ProductScale(_ProductGrid):
+    """Sums of products to values. channels: axis of the output channels."""
+
+    def __init__(self, grid: FakeQuantize, weight: QuantizedTensor, channels: int):
+        super().__init__(grid, weight)
+        self.channels = channels
+
+    def forward(self, sums: Tensor) -> Tensor:
+        scale = self.scale
+        if scale.ndim:
+            scale = scale.reshape([-1 if i == self.channels % sums.ndim else 1 for i in range(sums.ndim)])
+        return sums.mul_(scale)
