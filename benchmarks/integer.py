@@ -96,7 +96,7 @@ def latency(case: Case) -> Iterator[Row]:
             calls[name] = peers.onnx_call(open_session(theirs, options), x)
         calls["torch"] = lambda x=x: torch_int8(x)  # type: ignore[misc]
         with torch.no_grad():
-            timing = time_calls(calls, batch, 2, budget=12, most=1000)
+            timing = time_calls(calls, batch, 2, budget=20, most=200)
         for a, b, what, bar in (
             ("x86, defaults", "theirs, defaults", "x86 / quantize_static, both with the runtime's defaults", 1.02),
             ("x86, as simulated", "theirs, as simulated", "x86 / quantize_static, both exact", 1.02),

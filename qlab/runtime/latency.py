@@ -1,4 +1,9 @@
-"""How long one call takes, of several networks side by side: turn by turn, so that drift of the machine cancels."""
+"""How long one call takes, of several networks side by side: turn by turn, so that drift of the machine cancels.
+
+Threads of ONNX Runtime and of OpenMP go on spinning for a while after a call, in wait of the next, and take the cores
+from whoever is called then: three times the latency on two cores. So each network has the machine to itself for a
+moment before it is timed.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +14,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 Call = Callable[[], Any]
+SETTLE = 0.01  # seconds of untimed calls before those that count; what others left spinning has stopped by then
+TIMED = 3  # calls in a row, of which the median is one turn
 
 
 @dataclass(frozen=True)
 class Latency:
-    """Seconds of one call. low, high: quartiles. runs: calls that were timed, after the warm-up."""
+    """Seconds of one call. low, high: quartiles. runs: turns that were timed, after the warm-up."""
 
     median: float
     low: float
@@ -56,22 +63,32 @@ def time_calls(
     calls: Mapping[str, Call], batch: int, threads: int, *, budget: float = 2.0, most: int = 200,
     progress: Callable[[int, int], None] | None = None,
 ) -> Timing:  # fmt: skip
-    """Time these calls turn by turn: one of each, round and round.
+    """Time these calls turn by turn, round and round.
 
     Warms each up, then takes as many turns as `budget` seconds allow, from 5 to `most`. Turns that a pause of the
     machine fell into stay in; medians and quartiles do not mind them. progress(done, total) after every turn.
     """
-    first = {name: _timed(call) for name, call in calls.items()}
-    del first
-    warm = sum(_timed(call) for call in calls.values())
-    turns = max(5, min(most, int(budget / max(warm, 1e-6))))
+    for call in calls.values():
+        call()
+    start = time.perf_counter()
+    for call in calls.values():
+        _settled(call)
+    turns = max(5, min(most, int(budget / (time.perf_counter() - start))))
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(turns):
         for name, call in calls.items():
-            seconds[name].append(_timed(call))
+            seconds[name].append(_settled(call))
         if progress is not None:
             progress(turn + 1, turns)
     return Timing(batch, threads, {name: tuple(times) for name, times in seconds.items()})
+
+
+def _settled(call: Call) -> float:
+    until = time.perf_counter() + SETTLE
+    call()
+    while time.perf_counter() < until:
+        call()
+    return statistics.median(_timed(call) for _ in range(TIMED))
 
 
 def _timed(call: Call) -> float:

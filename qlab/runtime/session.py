@@ -79,6 +79,8 @@ def open_session(
     settings.log_severity_level = 4
     settings.intra_op_num_threads = options.threads or torch.get_num_threads()
     settings.inter_op_num_threads = 1
+    # Threads that wait busily after a call would take the cores from torch and from other sessions of this process.
+    settings.add_session_config_entry("session.force_spinning_stop", "1")
     for name, value in options.entries.items():
         settings.add_session_config_entry(name, value)
     if optimized is not None:
