@@ -16,7 +16,10 @@ def main() -> None:
             "Lab": [
                 st.Page(PAGES / "lab" / "start.py", title="Start", url_path="", default=True),
                 *_pages("lab", experiment="Experiment", distributions="Distributions"),
-            ]
+            ],
+            "Inspect": [
+                *_pages("inspect", steps="One number, step by step", export="Export"),
+            ],
         }
     )
     warm.up()

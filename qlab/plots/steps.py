@@ -138,10 +138,8 @@ def _panels(steps: Steps, channel: int | None) -> list[_Panel]:
         inputs, weights, products, padded = (a[which] for a in (inputs, weights, products, padded))
     nowhere = np.zeros_like(padded)
     return [
-        _panel(steps, f"Input integers, zero point {steps.input_zero_point}", inputs, steps.input_zero_point, padded),
-        _panel(
-            steps, f"Weight integers, zero point {steps.weight_zero_point}", weights, steps.weight_zero_point, nowhere
-        ),
+        _panel(steps, f"Input, zero point {steps.input_zero_point}", inputs, steps.input_zero_point, padded),
+        _panel(steps, f"Weight, zero point {steps.weight_zero_point}", weights, steps.weight_zero_point, nowhere),
         _panel(steps, "Products", products, 0, padded),
     ]
 

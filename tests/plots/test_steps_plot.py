@@ -66,7 +66,7 @@ def test_one_channel_of_a_convolution(conv, dark):
     assert list(made.layout.xaxis.ticktext) == ["1", "2", "3"]
     assert made.layout.yaxis.autorange == "reversed"
     titles = [a.text for a in made.layout.annotations]
-    assert titles[0] == f"Input integers, zero point {conv.input_zero_point}"
+    assert titles[0] == f"Input, zero point {conv.input_zero_point}"
     assert inputs.colorscale[1] == (0.5, palette(dark).background)
     assert inputs.zmin + inputs.zmax == 2 * conv.input_zero_point
     assert products.zmin == -products.zmax
