@@ -75,9 +75,16 @@ def describe_prepare(store: Store, arguments: Mapping[str, Any], *, travels: boo
     return Row(spec=row.spec, model=row.model, data=row.data)
 
 
+def describe_export(store: Store, arguments: Mapping[str, Any]) -> Row:
+    """experiment=Experiment(…); its name says nothing about the files, so that equal requests have equal specs."""
+    row = describe_experiment(store, arguments)
+    return Row(spec={**row.spec, "name": ""}, model=row.model, data=row.data, config=row.config)
+
+
 KINDS: Mapping[str, Kind] = {
     "experiment": Kind("qlab.lab.run:experiment_task", describe_experiment),
     "prepare": Kind("qlab.lab.run:prepare_task", describe_prepare),
+    "export": Kind("qlab.lab.export:export_task", describe_export),
 }
 
 
