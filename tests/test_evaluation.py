@@ -175,6 +175,26 @@ def test_unknown_backend(residual):
         qlab.evaluate(residual[0], residual[1], backend="magic")
 
 
+def test_integer_evaluation_is_that_of_the_runtime_and_says_so(residual):
+    model, data = residual[:2]
+    qmodel = qlab.convert(model, qlab.presets["x86"], qlab.calibrate(model, data))
+    simulated, integer = (qlab.evaluate(qmodel, data, backend=b) for b in ("simulated", "integer"))
+    assert (simulated.backend, integer.backend) == ("simulated", "integer")
+    session = qmodel.integer_session()
+    by_hand = np.concatenate([session(*x).argmax(1).numpy() for _, x, _ in data.evaluation.batches(64)])
+    np.testing.assert_array_equal(integer.predictions, by_hand)
+    assert (integer.predictions == simulated.predictions).mean() >= 0.995
+    assert set(integer.sqnr) <= set(simulated.sqnr)
+    assert all(integer.sqnr[k] == pytest.approx(simulated.sqnr[k], abs=0.2) for k in integer.sqnr)
+    assert len(integer.sqnr) >= 5
+    assert type(integer).from_dict(integer.to_dict()).backend == "integer"
+
+
+def test_a_float_model_has_no_integers(residual):
+    with pytest.raises(InvalidConfig, match="convert"):
+        qlab.evaluate(residual[0], residual[1], backend="integer")
+
+
 def test_cifar_x86_keeps_the_accuracy(cifar):
     model, train, test = cifar
     reference = qlab.evaluate(model, test)
