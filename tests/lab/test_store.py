@@ -131,14 +131,14 @@ def test_lists_are_newest_first_and_filtered(store: Store) -> None:
 
 def test_a_thousand_runs_list_fast(store: Store) -> None:
     result = {"ledger": ["x" * 100] * 1000}
-    from qlab.lab.store import _documents, _runs
+    from qlab.lab.tables import DOCUMENTS, RUNS
 
     owner = store._own()
     with store._write() as connection:
         row = {"status": DONE, "kind": "experiment", "spec": "{}", "spec_hash": "", "owner": owner, "created": 1.0}
-        connection.execute(_runs.insert(), [row | {"id": f"{i:010x}"} for i in range(1000)])
+        connection.execute(RUNS.insert(), [row | {"id": f"{i:010x}"} for i in range(1000)])
         text = json.dumps(result)
-        connection.execute(_documents.insert(), [{"run": f"{i:010x}", "result": text} for i in range(1000)])
+        connection.execute(DOCUMENTS.insert(), [{"run": f"{i:010x}", "result": text} for i in range(1000)])
     store.list_runs(None)
     begun = time.process_time()
     assert len(store.list_runs(None)) == 1000
@@ -230,23 +230,23 @@ def test_recover_ends_what_a_killed_app_left(store: Store) -> None:
 def test_an_owner_on_another_host_is_gone_when_it_is_silent(store: Store) -> None:
     elsewhere = Store(store.home)
     run_id = new(elsewhere)
-    from qlab.lab.store import _owners
+    from qlab.lab.tables import OWNERS
 
     with store._write() as connection:
-        connection.execute(_owners.update().values(host="another-container", pid=1))
+        connection.execute(OWNERS.update().values(host="another-container", pid=1))
     assert store.recover() == []
     with store._write() as connection:
-        connection.execute(_owners.update().values(seen=time.time() - 1000))
+        connection.execute(OWNERS.update().values(seen=time.time() - 1000))
     assert store.recover() == [run_id]
 
 
 def test_a_process_id_that_was_given_again(store: Store) -> None:
     elsewhere = Store(store.home)
     run_id = new(elsewhere)
-    from qlab.lab.store import _owners
+    from qlab.lab.tables import OWNERS
 
     with store._write() as connection:
-        connection.execute(_owners.update().values(started="0"))  # this pid, but a process before this one
+        connection.execute(OWNERS.update().values(started="0"))  # this pid, but a process before this one
     assert store.recover() == [run_id]
 
 
