@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import onnx
+import onnxruntime
 
 import qlab
 from qlab.errors import UnsupportedModel
@@ -20,7 +21,7 @@ from qlab.lab.experiment import Experiment
 from qlab.lab.progress import Stage
 from qlab.lab.store import Artifact, Store
 from qlab.lab.work import Outcome, Work
-from qlab.runtime.session import pairs_fit
+from qlab.runtime.session import RuntimeOptions, open_session, pairs_fit
 
 if TYPE_CHECKING:
     from qlab.config import QConfigMapping
@@ -38,8 +39,9 @@ class OnnxContents:
     """What is in an ONNX file. weights: ONNX type -> constants of that type that hold codes.
 
     grids: activations that lie on a grid known beforehand. domains: operator sets beside the standard one.
-    float_biases: layers whose bias does not fit 32 bits. pairs_fit: see RuntimeOptions. inputs: (name, type, shape),
-    a size of 1 where it is free.
+    float_biases: layers whose bias does not fit 32 bits. pairs_fit: see RuntimeOptions. blocks: some weight has a scale
+    for each group. runtime: the version of ONNX Runtime that opened the file. inputs: (name, type, shape), 1 for a free
+    size.
     """
 
     opset: int
@@ -49,6 +51,8 @@ class OnnxContents:
     grids: int
     float_biases: Sequence[str]
     pairs_fit: bool
+    blocks: bool
+    runtime: str
     inputs: Sequence[tuple[str, str, Sequence[int]]]
 
 
@@ -56,8 +60,8 @@ class OnnxContents:
 class Exports:
     """The files of one model under one config, in the store.
 
-    onnx: None where the network has no ONNX form; blocked then says why, detail what the exporter said.
-    contents, size: of the ONNX file.
+    onnx: None where the network has no ONNX form that the runtime takes; blocked then says why, detail in the words of
+    who refused it. contents, size: of the ONNX file.
     """
 
     quantized: Artifact
@@ -126,6 +130,7 @@ def _write(work: Work, qmodel: QuantizedModel) -> dict[str, Any]:
         templates.ensure_template(store, qmodel.model)
         work.progress(WRITE_ONNX)
         assembled = quantized_onnx(qmodel)
+        open_session(assembled.proto, RuntimeOptions().for_model(qmodel))  # or it says why the runtime refuses the file
         size = file_size(qmodel)
     except UnsupportedModel as error:
         return index | {"blocked": str(error), "detail": error.detail}
@@ -152,6 +157,8 @@ def _contents(
         grids=grids,
         float_biases=list(float_biases),
         pairs_fit=pairs_fit(qmodel),
+        blocks=any(weight.scale.ndim == 2 for weight in qmodel.weights.values()),
+        runtime=onnxruntime.__version__,
         inputs=[
             (s.name, str(s.dtype).removeprefix("torch."), [1 if n is None else n for n in s.shape])
             for s in qmodel.inputs

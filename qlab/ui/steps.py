@@ -157,6 +157,7 @@ def jumps(choice: Choice, trace: Trace, qmodel: QuantizedModel, key: Key) -> Non
         st.button("one that is cut off", on_click=clamped, key="steps_clamped",
                   help="Goes to a number that the clamp moves far: below a ReLU, or beyond the grid.")  # fmt: skip
         st.button("one where kernel and simulation differ", on_click=disagreeing, key="steps_disagree",
+                  disabled=not steps_known.kernel_ready(qmodel.model),
                   help=f"Looks through the first {steps_known.SEARCHED} samples for the largest difference in this "
                   "layer.")  # fmt: skip
     if notice := st.session_state.pop("steps.notice", None):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import streamlit as st
@@ -16,8 +16,10 @@ from qlab.ui import cache, choose, errors, prepared, state
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from qlab.config import QConfigMapping
     from qlab.conversion import QuantizedModel
     from qlab.graph.capture import Model
+    from qlab.lab.store import Artifact
     from qlab.runtime.kernel_codes import CodeSession, KernelTrace
     from qlab.runtime.steps import Steps, Trace
 
@@ -28,7 +30,8 @@ Key = tuple[str, ...]  # model, calibration, config: what a quantized model depe
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """What is known of one output number. kernel: None while the integer run is not there; why says the reason.
+    """What is known of one output number. kernel: None while it is prepared, or where the network cannot be run on
+    integers; why then says the reason.
 
     from_kernel: the hand computation from the input integers the kernel itself had. runtime: its version; entries: what
     its session was opened with, and why.
@@ -57,16 +60,26 @@ def quantized(model: Model) -> tuple[QuantizedModel, Key] | None:
     found = prepared.require(key="steps")
     if found is None:
         return None
-    config = json.dumps(state.mapping().to_dict(), sort_keys=True)
-    key = (model.content_hash, found.calibration_artifact, config)
-    return _quantized(key, model, found.calibration, state.mapping()), key
+    calibration = cache.store().artifact(found.calibration_artifact)
+    return converted(model, state.mapping(), calibration), _key(model, state.mapping(), calibration)
+
+
+def converted(model: Model, mapping: QConfigMapping, calibration: Artifact | None) -> QuantizedModel:
+    """The model under this config, with a stored calibration. Shared: do not change it. Raises what convert raises."""
+    return _converted(_key(model, mapping, calibration), model, mapping, calibration)
+
+
+def _key(model: Model, mapping: QConfigMapping, calibration: Artifact | None) -> Key:
+    config = json.dumps(mapping.to_dict(), sort_keys=True)
+    return model.content_hash, "" if calibration is None else calibration.hash, config
 
 
 @st.cache_resource(max_entries=8, show_spinner="Quantizing")
-def _quantized(key: Key, _model: Model, _calibration: Any, _mapping: Any) -> QuantizedModel:
+def _converted(key: Key, _model: Model, _mapping: QConfigMapping, _calibration: Artifact | None) -> QuantizedModel:
+    from qlab.calibration import Calibration
     from qlab.conversion import convert
 
-    return convert(_model, _mapping, _calibration)
+    return convert(_model, _mapping, None if _calibration is None else Calibration.load(_calibration.path))
 
 
 def layers(key: Key, qmodel: QuantizedModel) -> list[str]:
@@ -93,7 +106,17 @@ def _trace(key: Key, data_hash: str, layer: str, sample: int, _qmodel: Quantized
     return trace_layer(_qmodel, layer, inputs_of(_qmodel, sample))
 
 
-@st.cache_resource(max_entries=4, show_spinner="Writing the network as integers; the first time takes some seconds")
+def kernel_ready(model: Model) -> bool:
+    """Whether the exported graph is in the store, without which there is no integer run; exporting takes seconds."""
+    from qlab.lab.templates import has_template
+
+    ready = st.session_state.setdefault("steps.ready", set())
+    if model.content_hash not in ready and has_template(cache.store(), model):
+        ready.add(model.content_hash)
+    return model.content_hash in ready
+
+
+@st.cache_resource(max_entries=4, show_spinner="Opening the network on integers")
 def _session(key: Key, _qmodel: QuantizedModel) -> CodeSession:
     from qlab.lab.templates import ensure_template
     from qlab.runtime.kernel_codes import open_codes
@@ -128,6 +151,8 @@ def answers(key: Key, layer: str, sample: int, index: tuple[int, ...], qmodel: Q
     import onnxruntime
 
     steps = trace(key, layer, sample, qmodel).explain(index)
+    if not kernel_ready(qmodel.model):
+        return Answers(steps, None, None)
     try:
         session = _session(key, qmodel)
         kernel = _kernel(key, _data_hash(), layer, sample, session)

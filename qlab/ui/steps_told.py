@@ -9,7 +9,7 @@ import streamlit as st
 from qlab.metrics import MINUS, percent, three_digits, whole
 from qlab.plots.steps import accumulator_line, window_heatmaps
 from qlab.runtime.steps import INT32, Steps
-from qlab.ui import errors, widgets
+from qlab.ui import cache, errors, export, state, widgets
 
 if TYPE_CHECKING:
     from qlab.ui.steps_known import Answers
@@ -22,7 +22,7 @@ def headline(found: Answers) -> None:
     """The four answers for this number, large."""
     steps, kernel = found.by_hand, found.kernel_code
     off = None if kernel is None else kernel - steps.code
-    beside = "could not be run" if off is None else "the same" if not off else f"{_signed(f'{off:+d}')} from by hand"
+    beside = _absent(found) if off is None else "the same" if not off else f"{_signed(f'{off:+d}')} from by hand"
     truth = steps.float_value
     error = None if truth is None else abs(steps.value - truth) / steps.output_scale
     widgets.figures(
@@ -47,6 +47,10 @@ def headline(found: Answers) -> None:
             ),
         ]
     )  # fmt: skip
+
+
+def _absent(found: Answers) -> str:
+    return "could not be run" if found.why else "being prepared"
 
 
 def tell(found: Answers) -> None:
@@ -211,6 +215,9 @@ def _verdict(found: Answers) -> None:
     """Integer kernel against hand computation, in words."""
     steps, kernel = found.by_hand, found.kernel_code
     st.subheader("4 · What the integer kernel really gave", anchor=False)
+    if not found.kernel and not found.why:
+        _prepare()
+        return
     if found.kernel is None or found.from_kernel is None or kernel is None:
         st.info(f"The network could not be run on integers, so there is nothing to compare. {errors.escape(found.why)}")
         return
@@ -239,6 +246,13 @@ def _verdict(found: Answers) -> None:
     )
     if opened:
         st.caption(f"The session was opened with {opened}.")
+
+
+def _prepare() -> None:
+    """Has the network exported by a job, whose progress is shown here."""
+    files = export.files(cache.model(state.model_ref()))
+    if files is not None and files.blocked:
+        st.info(f"The network could not be run on integers. {errors.escape(files.blocked)}")
 
 
 # --- numbers ----------------------------------------------------------------------------------------------------------
