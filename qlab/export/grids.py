@@ -59,6 +59,7 @@ class Grids:
             return self.graph.node("DequantizeLinear", inputs, value.tensor, output=f"{value.tensor}/dq", **axis)
         assert isinstance(value, Waiting)
         base = self.as_float(value.base, layer)
+        layer = base.split("/")[0]  # it belongs to what it is computed from, not to who reads it first
         if isinstance(value, Scaled):
             return self.graph.node("Mul", [base, self.graph.scalar(value.factor, FLOAT)], layer)
         if isinstance(value, Reshaped):

@@ -81,10 +81,26 @@ def describe_export(store: Store, arguments: Mapping[str, Any]) -> Row:
     return Row(spec={**row.spec, "name": ""}, model=row.model, data=row.data, config=row.config)
 
 
+def describe_runtime(store: Store, arguments: Mapping[str, Any]) -> Row:
+    """experiment=Experiment(…), and any of batch, threads: of the calls that are timed, and again: although the store
+    has a report. The name of the experiment says nothing here."""
+    given = dict(arguments)
+    again = bool(given.pop("again", False))
+    calls = {"batch": given.pop("batch", 32), "threads": given.pop("threads", 2)}
+    for name, value in calls.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise InvalidConfig(f"{name} is {value!r}: give a whole number of at least 1.")
+    row = describe_export(store, given)
+    return Row(
+        spec={"experiment": row.spec, "again": again, **calls}, model=row.model, data=row.data, config=row.config
+    )
+
+
 KINDS: Mapping[str, Kind] = {
     "experiment": Kind("qlab.lab.run:experiment_task", describe_experiment),
     "prepare": Kind("qlab.lab.run:prepare_task", describe_prepare),
     "export": Kind("qlab.lab.export:export_task", describe_export),
+    "runtime": Kind("qlab.lab.inspect:runtime_task", describe_runtime),
 }
 
 

@@ -164,8 +164,11 @@ def _kind(op: str, reads: tuple[str, ...], writes: tuple[str, ...]) -> Kind:
 
 
 def _layer(node: onnx.NodeProto) -> str:
-    """The part before the slash; ops that the runtime made itself are found by what they give."""
-    for name in (node.name, *node.output):
+    """The part before the slash; ops that the runtime made itself are found by what they give, or else by what they
+    take. A convolution in blocked layout that took an addition in has the plain name of its layer."""
+    if "/" not in node.name and node.name.endswith("_nchwc"):
+        return node.name.removesuffix("_nchwc")
+    for name in (node.name, *node.output, *node.input[:1]):
         if "/" in name and not name.startswith("/"):
             return name.split("/")[0].removesuffix(".weight").removesuffix(".bias")
     return node.output[0]

@@ -1,0 +1,112 @@
+"""The job that runs a quantized model on integers and reports: measured once for a request, then found in the store."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import onnxruntime
+
+import qlab
+from qlab.errors import UnsupportedModel
+from qlab.lab import stages, templates
+from qlab.lab.experiment import Experiment
+from qlab.lab.progress import Stage
+from qlab.lab.store import Store
+from qlab.lab.work import Outcome, Work
+from qlab.runtime import measure
+from qlab.runtime.measure import blocked_report, runtime_report
+from qlab.runtime.report import REPORT_VERSION, Numbers, RuntimeReport, numbers_from_dict, numbers_to_dict
+
+if TYPE_CHECKING:
+    from qlab.config import QConfigMapping
+    from qlab.data import Dataset
+    from qlab.graph.capture import Model
+
+REPORT, NUMBERS = "runtime report", "runtime numbers"
+
+
+def runtime_task(work: Work, spec: dict[str, Any]) -> Outcome:
+    """What a job of kind "runtime" does. spec: experiment, batch, threads, and again: times are taken anew.
+
+    Raises what loading and converting raise.
+    """
+    experiment = Experiment.from_dict(spec["experiment"])
+    batch, threads = spec["batch"], spec["threads"]
+    mapping, batch_size = experiment.resolved_mapping, experiment.batch_size
+
+    def own_stages(batches: int) -> list[Stage]:
+        return [
+            Stage(stages.CONVERT, seconds=0.2),
+            Stage(templates.EXPORT, seconds=templates.SECONDS),
+            Stage(measure.COMPARE, seconds=0.2),
+            Stage(measure.ROOM, seconds=0.3),
+            Stage(measure.SIMULATE, batches, stages.QUANTIZED_COST),
+            Stage(measure.INTEGERS, batches, 1.0),
+            Stage(measure.PROFILE, seconds=0.3),
+            Stage(measure.TIME, seconds=2 * measure.BUDGET),
+        ]
+
+    loaded = stages.load(work, experiment, ranges=stages.needs_ranges(mapping), then=own_stages)
+    model, data, store = loaded.model, loaded.data, work.store
+    keys = _keys(model, data, mapping, batch, threads, batch_size)
+    found = store.find_derived(REPORT, keys[REPORT])
+    if found is None or spec["again"]:
+        reference, _ = stages.float_evaluation(work, model, data, batch_size)
+        qmodel = stages.quantized(work, loaded, mapping, batch_size)
+        work.progress(templates.EXPORT)
+        known = _known_numbers(store, keys[NUMBERS])
+        try:
+            templates.ensure_template(store, model)
+            made = runtime_report(
+                qmodel, data, batch, threads, work.progress, reference=reference, numbers=known, batch_size=batch_size
+            )
+        except UnsupportedModel as error:
+            made = blocked_report(qmodel, batch, threads, error)
+        if made.numbers is not None and known is None:
+            _keep(store, NUMBERS, keys[NUMBERS], numbers_to_dict(made.numbers))
+        _keep(store, REPORT, keys[REPORT], made.to_dict())
+    work.meter.finish()
+    found = store.find_derived(REPORT, keys[REPORT])
+    assert found is not None
+    return Outcome({"artifacts": {REPORT: found.hash}, "timings": work.meter.timings})
+
+
+def find_runtime_report(
+    store: Store, model: Model, data: Dataset, mapping: QConfigMapping, *, batch: int = 32, threads: int = 2,
+    batch_size: int = 64,
+) -> RuntimeReport | None:  # fmt: skip
+    """What a job measured for this request on this machine, or None if there was none; measures nothing.
+
+    data: split as it calibrates. batch_size: of calibration and evaluation.
+    """
+    key = _keys(model, data, mapping, batch, threads, batch_size)[REPORT]
+    found = store.find_derived(REPORT, key)
+    return None if found is None else RuntimeReport.from_dict(json.loads(found.path.read_bytes()))
+
+
+def _keys(
+    model: Model, data: Dataset, mapping: QConfigMapping, batch: int, threads: int, batch_size: int
+) -> dict[str, str]:  # fmt: skip
+    """Of the report, and of its part that does not depend on how calls are made. Measured on another CPU or by another
+    version of the runtime, it would be another one."""
+    parts = (
+        REPORT_VERSION, qlab.__version__, onnxruntime.__version__, templates.template_key(model),
+        stages.evaluation_key(model, data, batch_size), json.dumps(mapping.to_dict(), sort_keys=True),
+        json.dumps(asdict(measure.machine().cpu), sort_keys=True),
+    )  # fmt: skip
+    return {
+        REPORT: stages.key_of(REPORT, *parts, measure.machine().cores, batch, threads),
+        NUMBERS: stages.key_of(NUMBERS, *parts),
+    }
+
+
+def _known_numbers(store: Store, key: str) -> Numbers | None:
+    found = store.find_derived(NUMBERS, key)
+    return None if found is None else numbers_from_dict(json.loads(found.path.read_bytes()))
+
+
+def _keep(store: Store, kind: str, key: str, content: Mapping[str, Any]) -> None:
+    store.derive(kind, key, store.add_bytes(json.dumps(content).encode(), kind=kind, media="application/json"))
