@@ -12,7 +12,12 @@ from qlab.ui import cache, errors
 if TYPE_CHECKING:
     from qlab.lab.store import Run
 
-KINDS = {"prepare": "Calibrating", "experiment": "Experiment on", "export": "Writing the files of", "runtime": "Running on integers:"}
+KINDS = {
+    "prepare": "Calibrating",
+    "experiment": "Experiment on",
+    "export": "Writing the files of",
+    "runtime": "Running on integers:",
+}
 EVERY = 0.6  # seconds between two looks at a running job
 
 
