@@ -29,7 +29,7 @@ CARD_WIDTH = 480
 
 def stem(model_name: str) -> str:
     """Name of a download without its ending: model and config. Names of uploads come from outside."""
-    words = f"{model_name}-{state.preset_name() or 'own-config'}"
+    words = f"{model_name}_{state.preset_name() or 'quantized'}"
     return re.sub(r"[^A-Za-z0-9-]+", "_", words).strip("_-")[:STEM] or "model"
 
 

@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import pandas as pd
 import streamlit as st
 
 from qlab.ui import cache, errors, state, steps_known
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from qlab.graph.capture import Model
 
 LAYERS_NAMED = 4
+SCRIPT_HEIGHT = 520  # pixels; longer ones scroll
 TABS = ("Spec (JSON)", "Python script", "torchao PT2E", "ONNX Runtime quantize_static")
 
 
@@ -30,17 +30,17 @@ def draw(model: Model, prepared: bool) -> None:
             _spec(f"{name}.json")
     if script.open:
         with script, errors.box():
-            _script(f"{name}.py")
+            _script()
     if torchao.open:
         with torchao, errors.box():
             _other(
-                "The same quantization asked of torchao's PT2E flow in PyTorch.", f"{name}-torchao.py",
+                "The same quantization asked of torchao's PT2E flow in PyTorch.",
                 _torchao, model, prepared, "export_torchao",
             )  # fmt: skip
     if runtime.open:
         with runtime, errors.box():
             _other(
-                "The same quantization asked of ONNX Runtime's own quantize_static.", f"{name}-onnxruntime.py",
+                "The same quantization asked of ONNX Runtime's own quantize_static.",
                 _onnxruntime, model, prepared, "export_onnxruntime",
             )  # fmt: skip
 
@@ -55,22 +55,22 @@ def _spec(file_name: str) -> None:
     st.code(text, language="json")
 
 
-def _script(file_name: str) -> None:
+def _script() -> None:
     from qlab.export.script import python_script
 
     st.markdown("The same run as a Python script, step by step with the functions of qlab.")
-    _show(python_script(state.experiment()), file_name, "export_script")
+    _show(python_script(state.experiment()), "export_script")
 
 
 def _other(
-    words: str, file_name: str, translate: Callable[[QuantizedModel], Translation], model: Model, prepared: bool,
+    words: str, translate: Callable[[QuantizedModel], Translation], model: Model, prepared: bool,
     key: str,
 ) -> None:  # fmt: skip
     st.markdown(words)
     if not prepared:
         st.caption("It is written once the files above are there.")
         return
-    _show(translate(_quantized(model)), file_name, key)
+    _show(translate(_quantized(model)), key)
 
 
 def _torchao(qmodel: QuantizedModel) -> Translation:
@@ -97,36 +97,28 @@ def _quantized(model: Model) -> QuantizedModel:
     return steps_known.converted(model, mapping, found)
 
 
-def _show(made: Translation, file_name: str, key: str) -> None:
-    """What the file does not do as asked, then the file."""
+def _show(made: Translation, key: str) -> None:
+    """What the script does not do as asked, then the script."""
     if made.differences:
         st.markdown(f"**What it does differently** – {len(made.differences)}")
-        st.table(differences_table(made.differences), hide_index=True)
+        st.markdown("\n".join(map(sentence, made.differences)))
     else:
         st.caption("It does exactly what the config says.")
-    _download(file_name, made.text, "text/x-python", key)
-    st.code(made.text, language="python")
+    _download(made.file_name, made.text, "text/x-python", key)
+    st.code(made.text, language="python", wrap_lines=True, height=SCRIPT_HEIGHT)
 
 
-def differences_table(differences: tuple[Difference, ...]) -> pd.DataFrame:
-    """One line for each difference; the cells are Markdown."""
-    return pd.DataFrame(
-        {
-            "The config asks for": [errors.escape(d.asked) for d in differences],
-            "The script does": [errors.escape(d.written) for d in differences],
-            "Because": [errors.escape(d.why) for d in differences],
-            "Layers": [_layers(d.layers) for d in differences],
-        }
-    )
-
-
-def _layers(names: tuple[str, ...]) -> str:
-    shown = ", ".join(f"`{name}`" for name in names[:LAYERS_NAMED])
-    more = len(names) - LAYERS_NAMED
-    return "all" if not names else f"{shown} and {more} more" if more > 0 else shown
+def sentence(difference: Difference) -> str:
+    """A line of a Markdown list: what was asked, what is written, why, and for which layers."""
+    asked, written, why = (errors.escape(text) for text in (difference.asked, difference.written, difference.why))
+    names = ", ".join(f"`{name}`" for name in difference.layers[:LAYERS_NAMED])
+    more = len(difference.layers) - LAYERS_NAMED
+    where = f" ({names} and {more} more)" if more > 0 else f" ({names})" if names else ""
+    return f"- **{asked}** → {written}. {why.rstrip('.')}.{where}"
 
 
 def _download(file_name: str, text: str, media: str, key: str) -> None:
+    """file_name: of letters, digits, dot, dash and underscore, as `stem` and `file_stem` give it."""
     st.download_button(
         f"Download {file_name}", text, file_name, media, key=key, on_click="ignore", help="Saves it as a text file."
     )

@@ -22,12 +22,12 @@ print(session.run(None, {"x": numpy.zeros((3, 1, 16, 16), "float32")})[0].shape)
 def test_the_first_visit_writes_the_files_and_a_click_saves_one_that_runs_elsewhere(server, visit, tmp_path):
     visited = visit(server, "export?model=conv_digits")
     page = visited.page
-    button = page.get_by_role("button", name="Download conv_digits-x86.onnx")
+    button = page.get_by_role("button", name="Download conv_digits_x86.onnx")
     button.wait_for(timeout=120_000)  # a job calibrates, exports and writes it
     with page.expect_download() as waiting:
         button.click()
     saved = waiting.value
-    assert saved.suggested_filename == "conv_digits-x86.onnx"
+    assert saved.suggested_filename == "conv_digits_x86.onnx"
     path = tmp_path / saved.suggested_filename
     saved.save_as(path)
     env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}

@@ -18,6 +18,7 @@ from qlab.conversion import convert
 from qlab.data import load_dataset
 from qlab.export.quantized_load import load_quantized
 from qlab.export.size import file_size
+from qlab.export.torchao_script import torchao_script
 from qlab.export.translation import Difference
 from qlab.graph.capture import load_model
 from qlab.lab.experiment import Experiment
@@ -91,7 +92,7 @@ def outside(tmp_path: Path, *arguments: str, **environment: str) -> str:
 def onnx_beside(home: Path, folder: Path) -> None:
     """The ONNX file as a download puts it."""
     files = find_exports(Store(home), load_model(MODEL), load_dataset(MODEL), presets["x86"])
-    (folder / f"{MODEL}-x86.onnx").write_bytes(files.onnx.path.read_bytes())
+    (folder / f"{MODEL}_x86.onnx").write_bytes(files.onnx.path.read_bytes())
 
 
 # --- the files --------------------------------------------------------------------------------------------------------
@@ -106,7 +107,7 @@ def test_sizes_are_those_of_the_files(page, qmodel, home) -> None:
     assert figures(at)["Float network"] == write("size", size.float_file)
     assert figures(at)["Quantized model"] == write("size", files.quantized.bytes)
     assert len(at.get("plotly_chart")) == 1
-    assert {f"Download {MODEL}-x86.onnx", f"Download {MODEL}-x86.safetensors"} <= buttons(at)
+    assert {f"Download {MODEL}_x86.onnx", f"Download {MODEL}_x86.safetensors"} <= buttons(at)
     facts = "\n".join(text.value for text in at.markdown)
     assert "opset 21 with standard operators only" in facts
     assert "5 weight tensors as int8" in facts
@@ -142,18 +143,18 @@ def test_the_onnx_file_gives_the_simulated_values_with_the_lines_of_the_page(pag
 def test_the_lines_for_the_quantized_model_give_the_converted_one(page, home, qmodel, tmp_path) -> None:
     at = page()
     files = find_exports(Store(home), load_model(MODEL), load_dataset(MODEL), presets["x86"])
-    (tmp_path / f"{MODEL}-x86.safetensors").write_bytes(files.quantized.path.read_bytes())
+    (tmp_path / f"{MODEL}_x86.safetensors").write_bytes(files.quantized.path.read_bytes())
     lines = code_with(at, "load_quantized") + "\nprint(output.sum().item())"
     (tmp_path / "lines.py").write_text(lines)
     printed = outside(tmp_path, "lines.py", PYTHONPATH=str(ROOT))
     assert float(printed) == pytest.approx(qmodel(torch.zeros(1, 1, 16, 16)).sum().item(), rel=1e-6)
-    again = load_quantized(tmp_path / f"{MODEL}-x86.safetensors")
+    again = load_quantized(tmp_path / f"{MODEL}_x86.safetensors")
     assert again.float_hash == load_model(MODEL).content_hash
 
 
 def test_another_config_has_other_files(page) -> None:
     at = page("int4_weight_only")
-    assert f"Download {MODEL}-int4_weight_only.onnx" in buttons(at)
+    assert f"Download {MODEL}_int4_weight_only.onnx" in buttons(at)
     assert any("5 weight tensors as int4" in text.value for text in at.markdown)
     assert figures(at)["ONNX file"] != figures(page())["ONNX file"]
 
@@ -167,7 +168,7 @@ def test_a_first_visit_has_the_files_written_by_a_job(page) -> None:
         cache.runner().wait(run.id, 60)
         at.run()
     assert not at.error
-    assert f"Download {MODEL}-int8_weight_only.onnx" in buttons(at)
+    assert f"Download {MODEL}_int8_weight_only.onnx" in buttons(at)
     assert any("5 weight tensors as int8" in text.value for text in at.markdown)
 
 
@@ -180,7 +181,7 @@ def test_a_network_without_an_onnx_form_says_why_and_has_the_other_file(page, ho
     at = page()
     assert not at.error
     assert at.warning[0].value == "No form for \\*aten.x\\* of layer fc."
-    assert buttons(at) >= {f"Download {MODEL}-x86.safetensors"}
+    assert buttons(at) >= {f"Download {MODEL}_x86.safetensors"}
     assert not any(label.endswith(".onnx") for label in buttons(at))
     assert not at.get("plotly_chart")
 
@@ -199,9 +200,9 @@ def test_data_that_does_not_fit_is_said_and_starts_no_job(open_page) -> None:
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("net", "net-x86"),
-        ("../../etc/passwd", "etc_passwd-x86"),
-        ('a"b\\n; rm -rf ~', "a_b_n_rm_-rf_-x86"),
+        ("net", "net_x86"),
+        ("../../etc/passwd", "etc_passwd_x86"),
+        ('a"b\\n; rm -rf ~', "a_b_n_rm_-rf_x86"),
         ("ü" * 200, "x86"),
         ("n" * 200, "n" * 60),
     ],
@@ -225,17 +226,40 @@ def test_an_upload_cannot_write_into_the_lines_it_is_named_in(page) -> None:
 # --- text -------------------------------------------------------------------------------------------------------------
 
 
+def with_tab(page, name, preset="x86"):
+    at = page(preset)
+    at.session_state["export_tabs"] = name
+    return at.run()
+
+
 def test_the_spec_is_the_experiment_as_it_would_run(page) -> None:
     spec = json.loads(code_with(page(), '"version"'))
     assert Experiment.from_dict(spec) == Experiment(MODEL, MODEL, "x86")
 
 
 def test_differences_are_told_with_their_layers() -> None:
-    made = export_text.differences_table(
-        (
-            Difference("mse *observer*", "histogram", "there is no such rule"),
-            Difference("4 bits", "8 bits", "no kernel", tuple(f"layer{i}" for i in range(6))),
-        )
-    )
-    assert list(made["The config asks for"]) == ["mse \\*observer\\*", "4 bits"]
-    assert list(made["Layers"]) == ["all", "`layer0`, `layer1`, `layer2`, `layer3` and 2 more"]
+    everywhere = Difference("mse *observer*", "histogram", "There is no such rule.")
+    assert export_text.sentence(everywhere) == "- **mse \\*observer\\*** → histogram. There is no such rule."
+    six = Difference("4 bits", "8 bits", "No kernel", tuple(f"layer{i}" for i in range(6)))
+    assert export_text.sentence(six).endswith("No kernel. (`layer0`, `layer1`, `layer2`, `layer3` and 2 more)")
+
+
+def test_what_a_script_does_differently_stands_above_it(page, qmodel) -> None:
+    at = with_tab(page, "torchao PT2E")
+    made = torchao_script(Experiment(MODEL, MODEL, "x86"), qmodel)
+    assert made.differences
+    assert at.code[-1].value == made.text.rstrip()
+    told = "\n".join(text.value for text in at.markdown)
+    for difference in made.differences:
+        assert export_text.sentence(difference) in told
+
+
+@pytest.mark.parametrize("preset", ["x86", "int4_weight_only"])
+@pytest.mark.parametrize("tab", export_text.TABS[1:3])
+def test_every_script_is_python_and_is_offered_as_shown(page, tab, preset) -> None:
+    at = with_tab(page, tab, preset)
+    assert not at.error
+    script = at.code[-1].value  # behind the lines of the cards
+    assert any(isinstance(node, (ast.Import, ast.ImportFrom)) for node in ast.walk(ast.parse(script)))
+    (name,) = [label for label in buttons(at) if label.endswith(".py")]
+    assert re.fullmatch(r"Download [A-Za-z0-9_-]+\.py", name)
