@@ -15,7 +15,7 @@ from typing import Any
 
 Call = Callable[[], Any]
 SETTLE = 0.01  # seconds of untimed calls before those that count; what others left spinning has stopped by then
-TIMED = 3  # calls in a row, of which the median is one turn
+TIMED = 3  # short calls in a row, of which the median is one turn; of long ones a single call is
 
 
 @dataclass(frozen=True)
@@ -84,9 +84,11 @@ def time_calls(
 
 
 def _settled(call: Call) -> float:
-    until = time.perf_counter() + SETTLE
+    start = time.perf_counter()
     call()
-    while time.perf_counter() < until:
+    if (first := time.perf_counter() - start) >= SETTLE:
+        return _timed(call)
+    while time.perf_counter() - start < SETTLE - first:
         call()
     return statistics.median(_timed(call) for _ in range(TIMED))
 
