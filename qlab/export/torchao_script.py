@@ -107,7 +107,7 @@ class _Plan:
             if shared is None or self._inside(node) or ends[owner[shared]].spec.granularity != "tensor":
                 continue
             owner[node.name] = owner[shared]
-            if packet_name(node) in _INTEGER_MOVES and owner[shared] in self.outputs and node.name not in self.outputs:
+            if packet_name(node) in _INTEGER_MOVES and "part" not in node.meta and owner[shared] in self.outputs and node.name not in self.outputs:
                 self.same[node.name] = owner[shared]
 
     def _inside(self, node: fx.Node) -> bool:
@@ -196,6 +196,7 @@ from torchao.quantization.pt2e import (
     MinMaxObserver,
     MovingAverageMinMaxObserver,
     PerChannelMinMaxObserver,
+    PlaceholderObserver,
 )
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 from torchao.quantization.pt2e.quantizer import (

@@ -24,8 +24,8 @@ class Specs:
         return self._add("activation", self._spec(spec, axis or 0, layer, constant=False))
 
     def dynamic(self, spec: QuantSpec, layer: str) -> str:
-        """Ranged at every call, which torchao writes as a moving average that keeps the last batch alone."""
-        observer = "MovingAverageMinMaxObserver.with_args(averaging_constant=1)"
+        """Ranged at every call: nothing is observed, and the graph takes minimum and maximum itself."""
+        observer = "PlaceholderObserver.with_args(eps=torch.finfo(torch.float32).eps)"
         scheme, signed = self._codes(spec, layer)
         return self._add("dynamic", _source(spec, signed, scheme, observer, None, dynamic=True))
 
@@ -88,7 +88,7 @@ class Specs:
     def _codes(self, spec: QuantSpec, layer: str) -> tuple[str, bool]:
         """affine or symmetric, and whether the codes are signed."""
         signed = bool(spec.signed)
-        if spec.symmetric and not signed and (spec.bits > 8 or spec.narrow_range):
+        if spec.symmetric and not signed and 8 < spec.bits < 16:
             self._say(
                 layer, f"symmetric with unsigned codes of {spec.bits} bits", "symmetric with signed codes",
                 "Observers of torchao put the zero point of uint16 at 32,768, whatever the codes.",
@@ -114,7 +114,7 @@ def _source(
         scheme = f"per_tensor_{scheme}"
     lines = [f"dtype=torch.{_dtype(signed, spec.bits)}"]
     # With bounds of its own an observer puts the zero point of 0..255 at 127, without them at 128.
-    if not (scheme.endswith("symmetric") and not signed and spec.bits == 8):
+    if not (scheme.endswith("symmetric") and not signed and spec.bits == 8 and not spec.narrow_range):
         lines += [f"quant_min={low}", f"quant_max={high}"]
     lines.append(f"qscheme=torch.{scheme}")
     if axis is not None:
