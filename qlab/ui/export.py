@@ -27,8 +27,13 @@ STEM = 60  # characters of a file name before its ending
 CARD_WIDTH = 480
 
 
-def stem(model_name: str) -> str:
-    """Name of a download without its ending: model and config. Names of uploads come from outside."""
+def stem() -> str:
+    """Name of a download without its ending: the current model and config."""
+    return safe_stem(state.model_ref().title.removesuffix(".pt2"))
+
+
+def safe_stem(model_name: str) -> str:
+    """Letters, digits, dash and underscore: names of uploads come from outside."""
     words = f"{model_name}_{state.preset_name() or 'quantized'}"
     return re.sub(r"[^A-Za-z0-9-]+", "_", words).strip("_-")[:STEM] or "model"
 
@@ -126,9 +131,9 @@ def cards(found: Exports, model: Model) -> None:
     """One card for each file."""
     with st.container(horizontal=True, gap="medium"):
         with st.container(border=True, width=CARD_WIDTH, key="export_card_onnx"), errors.box():
-            _onnx_card(found, f"{stem(model.name)}.onnx")
+            _onnx_card(found, f"{stem()}.onnx")
         with st.container(border=True, key="export_card_quantized"), errors.box():
-            _quantized_card(found, model, f"{stem(model.name)}.safetensors")
+            _quantized_card(found, model, f"{stem()}.safetensors")
 
 
 def _onnx_card(found: Exports, name: str) -> None:

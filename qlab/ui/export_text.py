@@ -23,7 +23,7 @@ TABS = ("Spec (JSON)", "Python script", "torchao PT2E", "ONNX Runtime quantize_s
 
 def draw(model: Model, prepared: bool) -> None:
     """A tab for each text; only the open one is written. prepared: whether the job has stored what scripts need."""
-    name = stem(model.name)
+    name = stem()
     spec, script, torchao, runtime = st.tabs(TABS, key="export_tabs", on_change="rerun")
     if spec.open:
         with spec, errors.box():

@@ -237,6 +237,11 @@ def _verdict(found: Answers) -> None:
             f"earlier layers had rounded to the other side. From the kernel's own input integers the same steps give "
             f"**{_int(found.from_kernel.code)}**: {'the same' if same else 'not the same'}."
         )
+    if steps.difference:
+        st.markdown(
+            f"The simulation says {_int(steps.simulated_code)}: it computes in float, where the number before rounding "
+            "came out a little different."
+        )
     differing, every = len(found.kernel.differing), found.kernel.codes.numel()
     opened = "; ".join(f"`{entry}` ({why})" for entry, why in found.entries.items())
     st.caption(

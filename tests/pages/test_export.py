@@ -30,7 +30,7 @@ from qlab.lab.work import Work, carry_out
 from qlab.metrics import write
 from qlab.preset import presets
 from qlab.ui import cache, export, export_text, state
-from qlab.ui.library import ModelRef
+from qlab.ui.library import ModelRef, sample_data
 
 MODEL = "conv_digits"
 ROOT = Path(__file__).resolve().parents[2]
@@ -210,13 +210,15 @@ def test_data_that_does_not_fit_is_said_and_starts_no_job(open_page) -> None:
 )
 def test_names_of_downloads_are_safe(monkeypatch, name, expected) -> None:
     monkeypatch.setattr(state, "preset_name", lambda: "x86")
-    assert export.stem(name) == expected
-    assert re.fullmatch(r"[A-Za-z0-9_-]{1,60}", export.stem(name))
+    assert export.safe_stem(name) == expected
+    assert re.fullmatch(r"[A-Za-z0-9_-]{1,60}", export.safe_stem(name))
 
 
 def test_an_upload_cannot_write_into_the_lines_it_is_named_in(page) -> None:
-    name = 'x"); import os; os.remove("a'
-    at = page(lab__model=ModelRef(MODEL, name, "sample"))
+    name = 'x"); import os; os.remove("a.pt2'
+    at = page(lab__model=ModelRef(MODEL, name, "sample"), lab__data=sample_data(MODEL))
+    assert not at.error
+    assert "Download x_import_os_os_remove_a_x86.onnx" in buttons(at)
     for code in at.code:
         if "import" in code.value:
             assert "os.remove" not in code.value
@@ -255,7 +257,7 @@ def test_what_a_script_does_differently_stands_above_it(page, qmodel) -> None:
 
 
 @pytest.mark.parametrize("preset", ["x86", "int4_weight_only"])
-@pytest.mark.parametrize("tab", export_text.TABS[1:3])
+@pytest.mark.parametrize("tab", export_text.TABS[1:])
 def test_every_script_is_python_and_is_offered_as_shown(page, tab, preset) -> None:
     at = with_tab(page, tab, preset)
     assert not at.error
