@@ -9,12 +9,11 @@ import pytest
 import torch
 
 import qlab
-from qlab.errors import RunFailed, UnsupportedModel
+from qlab.errors import DataMismatch, UnsupportedModel
 from qlab.export.size import file_size
 from qlab.lab import export, stages, templates
 from qlab.lab.experiment import Experiment
 from qlab.lab.export import export_task, find_exports
-from qlab.lab.jobs import JobRunner, Staff
 from qlab.lab.store import DONE, FAILED, Store
 from qlab.lab.tasks import describe_export
 from qlab.lab.work import Work, carry_out
@@ -54,6 +53,9 @@ def test_both_files_are_those_of_the_converted_model(store: Store, few: Path) ->
     run = carry(store, Experiment(MODEL, str(few), "x86", name="a name"))
     assert run.status == DONE
     assert run.name == ""
+    assert set(run.require_result()["timings"]) == {
+        "load", "check", "calibrate", "convert", "write .safetensors", "export graph", "write ONNX",
+    }  # fmt: skip
     files = found(store, few, "x86")
     model, data = qlab.load_model(MODEL), qlab.load_dataset(few)
     qmodel = qlab.convert(model, presets["x86"], qlab.calibrate(model, data))
@@ -117,20 +119,13 @@ def test_an_op_without_an_onnx_form_leaves_the_other_file(tmp_path: Path, few: P
     assert qlab.load_quantized(_named(files.quantized.path, tmp_path / "again.safetensors")).name == MODEL
 
 
-def test_a_worker_carries_it_out_and_reports_its_stages(tmp_path: Path, few: Path) -> None:
+def test_data_that_does_not_fit_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     store = Store(tmp_path / "home")
-    with JobRunner(store, staff=Staff(1, 1, 2 << 30)) as runner:
-        run_id = runner.submit("export", experiment=Experiment(MODEL, str(few), "x86"))
-        broken = runner.submit("export", experiment=Experiment(MODEL, "lstm_text", "x86"))
-        done, failed = runner.wait(run_id, 120), runner.wait(broken, 60)
-    assert done.status == DONE, done.error
-    assert set(done.require_result()["timings"]) == {
-        "load", "check", "calibrate", "convert", "write .safetensors", "export graph", "write ONNX",
-    }  # fmt: skip
-    assert found(store, few, "x86").onnx.bytes > 0
-    assert failed.status == FAILED
-    with pytest.raises(RunFailed):
-        failed.require_result()
+    with pytest.raises(DataMismatch):
+        carry(store, Experiment(MODEL, "lstm_text", "x86"))
+    (run,) = store.list_runs()
+    assert run.status == FAILED
+    assert not store.list_artifacts(export.QUANTIZED_FILE)
 
 
 def _named(source: Path, target: Path) -> Path:
