@@ -18,7 +18,7 @@ def main() -> None:
                 *_pages("lab", experiment="Experiment", distributions="Distributions"),
             ],
             "Inspect": [
-                *_pages("inspect", steps="One number, step by step", export="Export"),
+                *_pages("inspect", runtime="Runtime", steps="One number, step by step", export="Export"),
             ],
         }
     )

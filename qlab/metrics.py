@@ -101,6 +101,13 @@ def in_steps(value: float, base: float, steps: tuple[str, ...]) -> str:
     return join(f"{'-' if value < 0 else ''}{number}", steps[power])
 
 
+def steps(value: float) -> str:
+    """1 step, 17 steps; what lies between two steps keeps three digits."""
+    near = round(value)
+    number = f"{near:,}" if abs(value - near) < 1e-3 else three_digits(value)
+    return f"{number} step{'' if number in ('1', '-1') else 's'}"
+
+
 def byte_size(value: float) -> str:
     return in_steps(value, 1000, ("B", "kB", "MB", "GB", "TB"))
 
@@ -119,6 +126,15 @@ def duration(seconds: float) -> str:
         if size * factor >= 0.9995 or unit == "µs":
             return f"{three_digits(seconds * factor)} {unit}"
     raise AssertionError("the last unit always returns")
+
+
+def duration_range(low: float, high: float) -> str:
+    """`1.70 … 1.75 ms`: both ends in the unit of the higher one."""
+    _, unit = duration(high).split(" ", 1)
+    if unit not in ("s", "ms", "µs"):
+        return f"{duration(low)} … {duration(high)}"
+    factor = {"s": 1.0, "ms": 1e3, "µs": 1e6}[unit]
+    return f"{three_digits(low * factor)} … {three_digits(high * factor)} {unit}"
 
 
 METRICS: dict[str, Metric] = {
@@ -174,6 +190,14 @@ METRICS: dict[str, Metric] = {
         ),
         Metric("ratio", "Ratio", "×", "up", lambda v: f"{three_digits(v)} ×", "How many times smaller or faster."),
         Metric("latency", "Latency", "s", "down", duration, "Time of one call."),
+        Metric(
+            "steps",
+            "Difference",
+            "steps",
+            "down",
+            steps,
+            "Distance of two integers that should be the same, in steps of the tensor's scale.",
+        ),
         Metric("duration", "Duration", "s", "down", duration, "Time the job took."),
         Metric("parameters", "Parameters", "", "down", large_count, "Numbers the network has learned."),
         Metric("macs", "MACs", "", "down", large_count, "Multiplications with addition, for one sample."),

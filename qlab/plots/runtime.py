@@ -16,6 +16,7 @@ from qlab.runtime.parity import Parity
 from qlab.runtime.report import DEFAULTS, FLOAT, INTEGER, TORCH
 
 ROW = 18  # pixels
+TALL = 22  # rows that are seen at once
 WORDS: Mapping[Kind, str] = {
     "integer": "integer kernel",
     "float": "float kernel",
@@ -57,8 +58,15 @@ def op_times(ran: Executed, dark: bool, *, by_layer: bool) -> go.Figure:
             hovertext=[b.about for b in bars],
             hovertemplate="%{hovertext}<extra></extra>",
         )
-    made.update_layout(margin={"t": 30, "b": 40}, legend={"traceorder": "normal"})
-    made.update_xaxes(title_text=f"time of one call ({unit})", rangemode="tozero")
+    # Tall ones are scrolled: legend and axis stay at the end that is seen first.
+    tall = len(bars) > TALL
+    made.update_layout(
+        margin={"t": 96 if tall else 30, "b": 12 if tall else 40},
+        legend={"traceorder": "normal"} | ({"yref": "container", "y": 1, "yanchor": "top"} if tall else {}),
+    )
+    if tall:
+        made.update_layout(height=74 + 34 + ROW * len(bars))
+    made.update_xaxes(title_text=f"time of one call ({unit})", rangemode="tozero", side="top" if tall else "bottom")
     made.update_yaxes(
         tickvals=list(range(len(bars))),
         ticktext=[b.name for b in bars],
@@ -95,8 +103,8 @@ def _colour(kind: Kind, colours: Palette) -> str:
         "integer": colours.gained,
         "float": colours.neutral,
         "convert": colours.error,
-        "move": colours.wash("float", 0.6),
-        "shape": colours.wash("neutral", 0.4),
+        "move": colours.wash("neutral", 0.4),
+        "shape": colours.wash("range", 0.5),
     }[kind]
 
 
