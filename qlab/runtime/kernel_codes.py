@@ -16,7 +16,7 @@ from qlab.export.onnx_file import quantized_onnx
 from qlab.export.values import Codes
 from qlab.quant.fake_quant import quantize
 from qlab.runtime.session import AS_SIMULATED, RuntimeOptions, open_session
-from qlab.runtime.steps import Trace, integer_layer, trace_layer
+from qlab.runtime.steps import Trace, trace_layer
 
 if TYPE_CHECKING:
     from qlab.conversion import QuantizedModel
@@ -70,14 +70,16 @@ def open_codes(qmodel: QuantizedModel, options: RuntimeOptions = AS_SIMULATED) -
 
 
 def kernel_trace(
-    qmodel: QuantizedModel, layer: str, inputs: tuple[Tensor, ...], codes: Mapping[str, Tensor]
+    qmodel: QuantizedModel, layer: str, inputs: tuple[Tensor, ...], codes: Mapping[str, Tensor],
+    simulated: Trace | None = None,
 ) -> KernelTrace:  # fmt: skip
     """The layer in the integer run whose codes are given (CodeSession called on the same inputs).
 
+    simulated: what trace_layer gave for these inputs, where it is at hand.
     Raises as trace_layer, and InvalidConfig where the exported graph has no codes of the layer's output.
     """
-    simulated = trace_layer(qmodel, layer, inputs)
-    found = integer_layer(qmodel, layer)
+    simulated = simulated or trace_layer(qmodel, layer, inputs)
+    found = simulated.layer
     key = next(key for key, module in qmodel.activations.items() if module is found.target)
     if key not in codes:
         raise InvalidConfig(

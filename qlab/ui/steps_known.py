@@ -126,11 +126,13 @@ def _session(key: Key, _qmodel: QuantizedModel) -> CodeSession:
 
 
 @st.cache_resource(max_entries=64, show_spinner=False)
-def _kernel(key: Key, data_hash: str, layer: str, sample: int, _session: CodeSession) -> KernelTrace:
+def _kernel(
+    key: Key, data_hash: str, layer: str, sample: int, _session: CodeSession, _simulated: Trace
+) -> KernelTrace:  # fmt: skip
     from qlab.runtime.kernel_codes import kernel_trace
 
     x = inputs_of(_session.qmodel, sample)
-    return kernel_trace(_session.qmodel, layer, x, _session(*x))
+    return kernel_trace(_session.qmodel, layer, x, _session(*x), _simulated)
 
 
 def _data_hash() -> str:
@@ -150,12 +152,13 @@ def answers(key: Key, layer: str, sample: int, index: tuple[int, ...], qmodel: Q
     """By hand, and from the integer kernel where it can be had."""
     import onnxruntime
 
-    steps = trace(key, layer, sample, qmodel).explain(index)
+    simulated = trace(key, layer, sample, qmodel)
+    steps = simulated.explain(index)
     if not kernel_ready(qmodel.model):
         return Answers(steps, None, None)
     try:
         session = _session(key, qmodel)
-        kernel = _kernel(key, _data_hash(), layer, sample, session)
+        kernel = _kernel(key, _data_hash(), layer, sample, session, simulated)
     except (UnsupportedModel, InvalidConfig) as error:
         return Answers(steps, None, None, str(error))
     own = kernel.trace.explain(index)
