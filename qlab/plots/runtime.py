@@ -16,6 +16,7 @@ from qlab.runtime.parity import Parity
 from qlab.runtime.report import DEFAULTS, FLOAT, INTEGER, TORCH
 
 ROW = 18  # pixels
+FAR = 6  # times the others
 TALL = 22  # rows that are seen at once
 WORDS: Mapping[Kind, str] = {
     "integer": "integer kernel",
@@ -152,6 +153,8 @@ def latencies(timings: Sequence[Timing], dark: bool) -> go.Figure:
     """For each batch size a box for each network: quartiles of the turns, and the turns themselves as dots."""
     colours = palette(dark)
     names = [n for n in (FLOAT, INTEGER, DEFAULTS, TORCH) if n in timings[0].seconds]
+    if any(t.latency(TORCH).median > FAR * max(t.latency(n).median for n in names if n != TORCH) for t in timings):
+        names.remove(TORCH)  # it would press all others against the axis; the table has it
     look = {
         FLOAT: colours.neutral, INTEGER: colours.gained, DEFAULTS: colours.wash("gained", 0.5), TORCH: colours.float
     }  # fmt: skip

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import platform
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,7 +41,14 @@ from qlab.runtime.report import (
     RuntimeReport,
     Times,
 )
-from qlab.runtime.session import EXACT_PAIRS, RuntimeOptions, float_session, integer_session
+from qlab.runtime.session import (
+    EXACT_PAIRS,
+    FLOAT_BLOCKS,
+    RuntimeOptions,
+    float_session,
+    integer_session,
+    open_session,
+)
 
 if TYPE_CHECKING:
     from qlab.conversion import QuantizedModel
@@ -70,12 +79,13 @@ def runtime_report(
     tell = progress or (lambda *_: None)
     report = _begun(qmodel, batch, threads)
     try:
+        entries = needed_entries(qmodel)
         if numbers is None:
-            numbers = measure_numbers(qmodel, data, reference, samples, batch_size, tell)
-        times = measure_times(qmodel, data, report.batch, threads, budget, tell)
+            numbers = measure_numbers(qmodel, data, reference, samples, batch_size, bool(entries), tell)
+        times = measure_times(qmodel, data, report.batch, threads, budget, bool(entries), tell)
     except UnsupportedModel as error:
         return blocked_report(qmodel, batch, threads, error)
-    return replace(report, numbers=numbers, times=times)
+    return replace(report, entries=entries, numbers=numbers, times=times)
 
 
 def blocked_report(qmodel: QuantizedModel, batch: int, threads: int, error: UnsupportedModel) -> RuntimeReport:
@@ -86,10 +96,9 @@ def blocked_report(qmodel: QuantizedModel, batch: int, threads: int, error: Unsu
 def _begun(qmodel: QuantizedModel, batch: int, threads: int) -> RuntimeReport:
     """What is known before anything ran."""
     plan = [Planned(r.layer, r.op, OP_TYPES[r.op].role, r.quantized, r.mode, r.reason) for r in qmodel.ledger]
-    entries = RuntimeOptions(threads).for_model(qmodel).explain()
     inputs = tuple(s.name for s in qmodel.inputs)
     size = batch_of(qmodel.model, batch)
-    return RuntimeReport(qmodel.name, size, threads, machine(), entries, inputs, tuple(plan), None, None)
+    return RuntimeReport(qmodel.name, size, threads, machine(), {}, inputs, tuple(plan), None, None)
 
 
 def machine() -> Machine:
@@ -102,13 +111,15 @@ def machine() -> Machine:
 
 
 def measure_numbers(
-    qmodel: QuantizedModel, data: Dataset, reference: Evaluation | None, samples: int, batch_size: int, tell: Progress
+    qmodel: QuantizedModel, data: Dataset, reference: Evaluation | None, samples: int, batch_size: int, differ: bool,
+    tell: Progress,
 ) -> Numbers:  # fmt: skip
+    """differ: whether the runtime's defaults are looked at too."""
     tell(COMPARE, 0, 2)
     inputs = take(qmodel.model, data, samples)
     as_simulated = parity(qmodel, inputs)
     tell(COMPARE, 1, 2)
-    defaults = parity(qmodel, inputs, RuntimeOptions(as_simulated=False)) if defaults_differ(qmodel) else None
+    defaults = parity(qmodel, inputs, RuntimeOptions(as_simulated=False)) if differ else None
     tell(ROOM, 0, 1)
     rows = headroom(qmodel, inputs)
     reference = reference or evaluate(qmodel.model, data, None, batch_size, sqnr_samples=0)
@@ -137,11 +148,12 @@ def measure_numbers(
 
 
 def measure_times(
-    qmodel: QuantizedModel, data: Dataset, batch: int, threads: int, budget: float, tell: Progress
+    qmodel: QuantizedModel, data: Dataset, batch: int, threads: int, budget: float, differ: bool, tell: Progress
 ) -> Times:  # fmt: skip
+    """differ: whether the runtime's defaults are looked at too."""
     model = qmodel.model
     options = RuntimeOptions(threads)
-    plain = RuntimeOptions(threads, as_simulated=False) if defaults_differ(qmodel) else None
+    plain = RuntimeOptions(threads, as_simulated=False) if differ else None
     inputs = take(model, data, batch)
     graph, float_graph = quantized_onnx(qmodel).proto, float_onnx(model).proto
     feed = {s.name: x.numpy() for s, x in zip(model.inputs, inputs, strict=True)}
@@ -172,14 +184,30 @@ def measure_times(
     return Times(integer, defaults, reference, tuple(timings), busy)
 
 
-def defaults_differ(qmodel: QuantizedModel) -> bool:
-    """Whether the runtime's defaults may compute something else than the simulation: saturating pairs on this CPU, or
-    products with blocks of 4-bit weights, whose activations it may quantize as well."""
-    entries = RuntimeOptions().for_model(qmodel).entries
-    return bool(qmodel.weights) and (
-        any(w.bits <= 4 and w.scale.ndim for w in qmodel.weights.values())
-        or (EXACT_PAIRS in entries and any(r.mode in ("static", "dynamic") and r.weight for r in qmodel.ledger))
-    )
+def needed_entries(qmodel: QuantizedModel) -> dict[str, str]:
+    """The entries of the session without which this model would compute something else than the simulation here, and
+    why: for pairs that saturate, and for products whose float input the runtime would quantize as well.
+
+    Raises UnsupportedModel.
+    """
+    options = RuntimeOptions().for_model(qmodel)
+    why = options.explain()
+    rows = [r for r in qmodel.ledger if r.quantized and r.weight is not None]
+    needed = []
+    if EXACT_PAIRS in why and any(r.mode in ("static", "dynamic") for r in rows):
+        needed.append(EXACT_PAIRS)
+    if any(r.mode == "weight_only" for r in rows) and _has_block_products(qmodel, options):
+        needed.append(FLOAT_BLOCKS)
+    return {name: why[name] for name in needed}
+
+
+def _has_block_products(qmodel: QuantizedModel, options: RuntimeOptions) -> bool:
+    """Whether the runtime makes products with blocks of integer weights of this graph; it does so for other layouts of
+    scales as well."""
+    with tempfile.TemporaryDirectory() as folder:
+        optimized = Path(folder) / "optimized.onnx"
+        open_session(quantized_onnx(qmodel).proto, options, optimized=optimized)
+        return any(node.op_type == "MatMulNBits" for node in onnx.load(optimized).graph.node)
 
 
 def batch_of(model: Model, wanted: int) -> int:

@@ -88,8 +88,8 @@ class Times:
 
 @dataclass(frozen=True)
 class RuntimeReport:
-    """entries: of the session as simulated, and why. inputs: names of the graph's. blocked: why the model cannot run
-    in ONNX Runtime; numbers and times are None then."""
+    """entries: of the session that results depend on, and why. inputs: names of the graph's. blocked: why the model
+    cannot run in ONNX Runtime; numbers and times are None then."""
 
     model: str
     batch: int

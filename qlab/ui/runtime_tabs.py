@@ -225,7 +225,7 @@ def latency(report: RuntimeReport) -> None:
             "Batch": [t.batch for t, _ in rows],
             "Median": [write("latency", x.median) for x in taken],
             "Quartiles": [duration_range(x.low, x.high) for x in taken],
-            "Float time over this": ["" if n == FLOAT else f"{t.ratio(FLOAT, n)[1]:.2f} ×" for t, n in rows],
+            "Float time over this": ["" if n == FLOAT else write("ratio", t.ratio(FLOAT, n)[1]) for t, n in rows],
             "Turns": [x.runs for x in taken],
         },
         hide_index=True,

@@ -18,10 +18,10 @@ from qlab.runtime import measure
 from qlab.runtime.boundaries import boundaries
 from qlab.runtime.executed import Executed, ExecutedOp
 from qlab.runtime.latency import Timing
-from qlab.runtime.measure import batch_of, blocked_report, defaults_differ, runtime_report, take
+from qlab.runtime.measure import batch_of, blocked_report, needed_entries, runtime_report, take
 from qlab.runtime.parity import parity
 from qlab.runtime.report import DEFAULTS, FLOAT, INTEGER, TORCH, RuntimeReport, Times
-from qlab.runtime.session import RuntimeOptions
+from qlab.runtime.session import FLOAT_BLOCKS, RuntimeOptions
 from qlab.runtime.why import speed, why_not_faster
 
 BATCH = 8
@@ -93,9 +93,28 @@ def test_defaults_are_measured_where_they_compute_something_else(report, qmodel,
         assert report.numbers.defaults.output_largest > report.numbers.parity.output_largest
     model, _, calibration = residual
     # codes of 7 bits cannot leave 16 bits in pairs, and a float model has nothing to trade
-    assert not defaults_differ(qlab.convert(model, presets["x86_avx2"], calibration))
-    assert not defaults_differ(qlab.convert(model, QConfigMapping()))
-    assert defaults_differ(qlab.convert(model, presets["int4_weight_only"]))
+    assert needed_entries(qlab.convert(model, presets["x86_avx2"], calibration)) == {}
+    assert needed_entries(qlab.convert(model, QConfigMapping())) == {}
+    assert needed_entries(qlab.convert(model, presets["int8_weight_only"])) == {}
+
+
+@pytest.mark.parametrize("preset", ["int8_weight_only", "int4_weight_only", "int4_grouped"])
+def test_products_with_blocks_need_their_entry_whatever_the_layout_of_scales(preset):
+    class Rows(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.fc = nn.Linear(64, 32)
+
+        def forward(self, x):
+            return self.fc(x)
+
+    model = qlab.load_model(Rows(), torch.zeros(2, 3, 64))
+    qmodel = qlab.convert(model, presets[preset])
+    assert list(needed_entries(qmodel)) == [FLOAT_BLOCKS]
+    x = (torch.randn(2, 3, 64, generator=torch.Generator().manual_seed(1)),)
+    kept, plain = parity(qmodel, x), parity(qmodel, x, RuntimeOptions(as_simulated=False))
+    assert plain.output_largest > 100 * kept.output_largest
 
 
 def test_progress_tells_each_stage_and_may_stop_it(stages, qmodel, few):
