@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from qlab.config import QuantSpec
 from qlab.export.onnxruntime_settings import Settings
 from qlab.export.script_parts import LOAD_DATA, comment, data_constants, file_stem, head, model_path, named_layers
 from qlab.export.translation import Difference, Translation
@@ -67,8 +68,7 @@ class _Choice:
     def __init__(self, qmodel: QuantizedModel):
         self.qmodel = qmodel
         rows = [r for r in qmodel.ledger if r.quantized and r.mode is not None]
-        self.mode = Counter(r.mode for r in rows).most_common(1)[0][0] if rows else "float"
-        assert self.mode is not None
+        self.mode = Counter(str(r.mode) for r in rows).most_common(1)[0][0] if rows else "float"
         own = [r for r in rows if r.mode == self.mode]
         self.weight = _most([r.weight for r in own if r.weight is not None and self._takes(r)])
         self.activation = _most([r.activation for r in own if r.activation is not None])
@@ -126,7 +126,7 @@ class _Choice:
         for op in dict.fromkeys(r.op for r in lost):
             layers = named_layers(r.layer for r in lost if r.op == op)
             asked = f"{op} quantized ({self.mode})"
-            self.differences.append(Difference(asked, "they stay float", reason[str(self.mode)], layers))
+            self.differences.append(Difference(asked, "they stay float", reason[self.mode], layers))
 
     def _tell_others(self) -> None:
         for what, main in (("weight", self.weight), ("activation", self.activation)):
@@ -146,6 +146,13 @@ class _Choice:
             self.differences.append(
                 Difference("the fixed range of sigmoid and tanh", "the range seen in calibration",
                            "ONNX Runtime fixes the range of softmax alone.", named_layers(ranged))
+            )  # fmt: skip
+        relu = [r.layer for r in self.kept if r.output is not None and r.output != r.layer]
+        if relu and self.mode == "static" and self.activation is not None and self.activation.symmetric:
+            self.differences.append(
+                Difference("one grid behind a layer and its ReLU", "a grid before the ReLU and one behind it",
+                           "ONNX Runtime's quantizer joins the two for asymmetric activations alone.",
+                           named_layers(relu))
             )  # fmt: skip
         apart = [
             self.qmodel.model.names[n]
@@ -177,27 +184,26 @@ class _Choice:
         return out
 
     def call(self) -> str:
-        assert self.mode is not None
         types = (*self.types, *_PASSED_ON) if self.mode == "static" else self.types
         if not self.kept:
             return _FLOAT if self.mode == "float" else _FLOAT.replace("asks for nothing", "asks for nothing it knows")
         return self.settings.call(types)
 
 
-def _most(specs: list) -> object:  # type: ignore[type-arg]
+def _most(specs: list[QuantSpec]) -> QuantSpec | None:
     return Counter(specs).most_common(1)[0][0] if specs else None
 
 
-_COMMON = '''import ast
+_COMMON = """import ast
 
 import numpy as np
 import onnx
 import onnxruntime
 import torch
-'''
+"""
 _IMPORTS = {
     "static": _COMMON
-    + '''from onnxruntime.quantization import (
+    + """from onnxruntime.quantization import (
     CalibrationDataReader,
     CalibrationMethod,
     QuantFormat,
@@ -205,16 +211,16 @@ _IMPORTS = {
     quantize_static,
 )
 from onnxruntime.quantization.shape_inference import quant_pre_process
-''',
+""",
     "dynamic": _COMMON
-    + '''from onnxruntime.quantization import QuantType, quantize_dynamic
+    + """from onnxruntime.quantization import QuantType, quantize_dynamic
 from onnxruntime.quantization.shape_inference import quant_pre_process
-''',
+""",
     "weight_only": _COMMON
-    + '''from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+    + """from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 from onnxruntime.quantization.onnx_model import ONNXModel
 from onnxruntime.quantization.shape_inference import quant_pre_process
-''',
+""",
     "float": _COMMON + "from onnxruntime.quantization.shape_inference import quant_pre_process\n",
 }
 
@@ -251,7 +257,7 @@ if len(excluded) < len(EXCLUDED):
 # ---- quantize
 '''
 
-_MEASURE = '''
+_MEASURE = """
 
 # ---- measure
 
@@ -267,8 +273,8 @@ def of_file(path):
 reference = predict(of_file(FLOAT))
 report("float", reference, reference)
 report("ONNX Runtime", predict(of_file(OUTPUT)), reference)
-'''
+"""
 
-_FLOAT = '''# The experiment asks for nothing to quantize.
+_FLOAT = """# The experiment asks for nothing to quantize.
 onnx.save(onnx.load(FLOAT), OUTPUT)
-'''
+"""

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from qlab.config import QuantSpec
 from qlab.export.translation import Difference
 from qlab.quant.observers import OBSERVERS
 
+# (layers, asked, written, why)
+Say = Callable[[tuple[str, ...], str, str, str], None]
 BLOCKS = (16, 32, 64, 128, 256)
 # Codes as onnxruntime.quantization.quant_utils has them: full, symmetric, with reduce_range.
 _RANGES = {
@@ -64,7 +68,7 @@ class Settings:
             self._of_activations(self.activation, activations, say)
         return out
 
-    def _of_weights(self, spec: QuantSpec, layers: tuple[str, ...], say) -> None:  # type: ignore[no-untyped-def]
+    def _of_weights(self, spec: QuantSpec, layers: tuple[str, ...], say: Say) -> None:
         if not _whole_range(spec):
             why = "ONNX Runtime ranges weights by minimum and maximum."
             say(layers, f"weights ranged by {_told(spec)}", "minimum and maximum", why)
@@ -89,7 +93,7 @@ class Settings:
             say(layers, f"weights in groups of {spec.group_size}", "one scale for each channel", why)
         self._codes(spec, self.weight_type, self.reduced, "weight", layers, say)
 
-    def _of_activations(self, spec: QuantSpec, layers: tuple[str, ...], say) -> None:  # type: ignore[no-untyped-def]
+    def _of_activations(self, spec: QuantSpec, layers: tuple[str, ...], say: Say) -> None:
         if self.mode == "dynamic":
             if (spec.bits, spec.signed, spec.symmetric, spec.narrow_range) != (8, False, False, False):
                 why = "DynamicQuantizeLinear knows uint8 with a zero point alone."
@@ -106,9 +110,7 @@ class Settings:
             say(layers, f"activations ranged by {_told(spec)}", "the mean of the batches' ranges", why)
         self._codes(spec, self.activation_type, False, "activation", layers, say)
 
-    def _codes(  # type: ignore[no-untyped-def]
-        self, spec: QuantSpec, kind: str, reduced: bool, what: str, layers: tuple[str, ...], say
-    ) -> None:
+    def _codes(self, spec: QuantSpec, kind: str, reduced: bool, what: str, layers: tuple[str, ...], say: Say) -> None:
         written = _REDUCED[kind] if reduced else _RANGES.get((kind, spec.symmetric), _RANGES[kind, False])
         if written != (spec.quant_min, spec.quant_max):
             asked = f"{what} codes {spec.quant_min}..{spec.quant_max}"
@@ -136,7 +138,7 @@ class Settings:
             elif self.activation.observer == "moving_average":
                 options["CalibMovingAverage"] = True
                 options["CalibMovingAverageConstant"] = settings["averaging_constant"]
-        return f'''
+        return f"""
 class Reader(CalibrationDataReader):
     def __init__(self):
         self.items = (dict(zip(names, x)) for x, _ in batches(calibration_rows))
@@ -159,12 +161,12 @@ quantize_static(
     calibrate_method=CalibrationMethod.{method},
     extra_options={options!r},
 )
-'''
+"""
 
     def _dynamic(self, types: tuple[str, ...]) -> str:
         assert self.weight is not None
         # Gemm becomes MatMul and Add on the way; it is named all the same, so that it is looked at.
-        return f'''quantize_dynamic(
+        return f"""quantize_dynamic(
     FLOAT,
     OUTPUT,
     op_types_to_quantize={list(types)!r},
@@ -174,11 +176,11 @@ quantize_static(
     nodes_to_exclude=excluded,
     extra_options={{"MatMulConstBOnly": True, "WeightSymmetric": {self.weight.symmetric}}},
 )
-'''
+"""
 
     def _blocks(self, types: tuple[str, ...]) -> str:
         assert self.weight is not None
-        return f'''product = ONNXModel(onnx.load(FLOAT))
+        return f"""product = ONNXModel(onnx.load(FLOAT))
 product.replace_gemm_with_matmul()  # the quantizer knows MatMul alone
 quantizer = MatMulNBitsQuantizer(
     product.model,
@@ -189,7 +191,7 @@ quantizer = MatMulNBitsQuantizer(
 )
 quantizer.process()
 quantizer.model.save_model_to_file(OUTPUT)
-'''
+"""
 
 
 def _type(spec: QuantSpec, bits: int) -> str:

@@ -70,7 +70,7 @@ def _measure(experiment: Experiment) -> list[str]:
     ]
 
 
-_PRINT = '''
+_PRINT = """
 
 def percent(share):
     return "unknown" if share is None else f"{100 * share:.2f} %"
@@ -81,10 +81,10 @@ print(f"accuracy   {percent(quantized.accuracy)} (95 % interval {interval}), flo
 print(f"agreement  {percent(quantized.agreement)} of {quantized.predicted:,} predictions")
 print(f"compared   {comparison.verdict}")
 print(f"size       {qmodel.size.quantized_bytes:,} bytes, float {qmodel.size.float_bytes:,} bytes")
-'''
+"""
 
 
-# ---- the config as source ---------------------------------------------------------------------------------------------
+# ---- the config as source --------------------------------------------------------------------------------------------
 
 
 def _mapping(mapping: QConfigMapping | str) -> str:
@@ -103,7 +103,11 @@ def _mapping(mapping: QConfigMapping | str) -> str:
         lines.append(f"    default={name(mapping.default)},")
     for field, table in (("by_type", mapping.by_type), ("by_name", mapping.by_name)):
         if table:
-            lines += [f"    {field}={{", *(f"        {key!r}: {name(value)}," for key, value in table.items()), "    },"]
+            lines += [
+                f"    {field}={{",
+                *(f"        {key!r}: {name(value)}," for key, value in table.items()),
+                "    },",
+            ]
     return "\n".join([*lines, ")"]) if len(lines) > len(distinct) + 1 else "mapping = qlab.QConfigMapping()"
 
 

@@ -109,7 +109,7 @@ def data_constants(experiment: Experiment) -> tuple[str, list[Difference]]:
         differences += [difference] if difference else []
     other_labels = table.get("targets", "").endswith((".npz", ".npy", ".csv", ".parquet", ".pt", ".safetensors"))
     if not path.lower().endswith(".npz") or other_labels:
-        remark = "qlab.load_dataset(the file, as the experiment reads it).save(\"data.npz\") writes what is read here."
+        remark = 'qlab.load_dataset(the file, as the experiment reads it).save("data.npz") writes what is read here.'
         written = "'data.npz', which has to be made first: qlab.load_dataset(...).save('data.npz')"
         differences.append(Difference(f"the data {path!r}", written, "The script reads .npz alone."))
         path, table = "data.npz", {}

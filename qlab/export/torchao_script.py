@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from torch import fx
 
-from qlab.config import QuantSpec
 from qlab.export.script_parts import LOAD_DATA, comment, data_constants, file_stem, head, model_path, named_layers
 from qlab.export.torchao_specs import Specs
 from qlab.export.translation import Difference, Translation
@@ -34,7 +33,7 @@ def torchao_script(experiment: Experiment, qmodel: QuantizedModel) -> Translatio
     stem = file_stem(experiment)
     fixed = qmodel.model.fixed_batch
     what = (
-        "Quantizes the network with torchao's PT2E flow: observers in the exported graph, one pass over the calibration "
+        "Quantizes the network in torchao's PT2E flow: observers in the exported graph, a pass over the calibration "
         "samples, then quantize and dequantize operators that a backend turns into integer kernels."
     )
     parts = [
@@ -103,11 +102,16 @@ class _Plan:
             if node.name in owner or op_type(node) not in ("max_pool", "reshape", "relu") or not node.args:
                 continue
             source = node.args[0]
-            shared = isinstance(source, fx.Node) and source.name in owner and source.name or None
+            shared = (isinstance(source, fx.Node) and source.name in owner and source.name) or None
             if shared is None or self._inside(node) or ends[owner[shared]].spec.granularity != "tensor":
                 continue
             owner[node.name] = owner[shared]
-            if packet_name(node) in _INTEGER_MOVES and "part" not in node.meta and owner[shared] in self.outputs and node.name not in self.outputs:
+            if (
+                packet_name(node) in _INTEGER_MOVES
+                and "part" not in node.meta
+                and owner[shared] in self.outputs
+                and node.name not in self.outputs
+            ):
                 self.same[node.name] = owner[shared]
 
     def _inside(self, node: fx.Node) -> bool:
@@ -189,7 +193,7 @@ class _Plan:
 # Data movement that integer kernels do on codes.
 _INTEGER_MOVES = ("max_pool1d", "max_pool2d", "flatten", "view", "reshape", "transpose", "permute", "relu")
 
-_IMPORTS = '''import numpy as np
+_IMPORTS = """import numpy as np
 import torch
 from torchao.quantization.pt2e import (
     HistogramObserver,
@@ -206,7 +210,7 @@ from torchao.quantization.pt2e.quantizer import (
     QuantizationSpec,
     Quantizer,
 )
-'''
+"""
 
 _QUANTIZER = '''
 
@@ -252,7 +256,7 @@ class AsPlanned(Quantizer):
 # ---- the data
 '''
 
-_RUN = '''
+_RUN = """
 
 # ---- quantize and measure
 
@@ -281,4 +285,4 @@ report("torchao", predict(of_torch(quantized)), reference)
 example = tuple(map(torch.from_numpy, next(batches(evaluation_rows))[0]))
 shapes = None if FIXED_BATCH else tuple({0: torch.export.Dim.AUTO} for _ in example)
 torch.export.save(torch.export.export(quantized, example, dynamic_shapes=shapes), OUTPUT)
-'''
+"""

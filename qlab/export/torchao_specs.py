@@ -31,10 +31,11 @@ class Specs:
 
     def fixed(self, scale: float, zero_point: int, quant_min: int, quant_max: int) -> str:
         dtype = _dtype(quant_min < 0, 8 if quant_max - quant_min < 256 else 16)
-        source = (
-            f"FixedQParamsQuantizationSpec(\n    dtype=torch.{dtype},\n    scale={scale!r},\n    zero_point={zero_point},"
-            f"\n    quant_min={quant_min},\n    quant_max={quant_max},\n    qscheme=torch.per_tensor_affine,\n)"
-        )
+        lines = (
+            f"dtype=torch.{dtype}", f"scale={scale!r}", f"zero_point={zero_point}", f"quant_min={quant_min}",
+            f"quant_max={quant_max}", "qscheme=torch.per_tensor_affine",
+        )  # fmt: skip
+        source = "FixedQParamsQuantizationSpec(\n" + "".join(f"    {line},\n" for line in lines) + ")"
         return self._add("fixed", source)
 
     def lines(self) -> Iterator[str]:
@@ -60,7 +61,11 @@ class Specs:
         observer = self._observer(spec, layer, what, per_channel, constant)
         scheme, signed = self._codes(spec, layer)
         return _source(
-            spec, signed, f"per_{'channel' if per_channel else 'tensor'}_{scheme}", observer, axis if per_channel else None
+            spec,
+            signed,
+            f"per_{'channel' if per_channel else 'tensor'}_{scheme}",
+            observer,
+            axis if per_channel else None,
         )
 
     def _observer(self, spec: QuantSpec, layer: str, what: str, per_channel: bool, constant: bool) -> str:
