@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 LAYERS_NAMED = 4
 SCRIPT_HEIGHT = 520  # pixels; longer ones scroll
-TABS = ("Spec (JSON)", "Python script", "torchao PT2E", "ONNX Runtime quantize_static")
+TABS = ("Spec (JSON)", "Python script", "torchao script", "ONNX Runtime script")
 
 
 def draw(model: Model, prepared: bool) -> None:
@@ -40,7 +40,7 @@ def draw(model: Model, prepared: bool) -> None:
     if runtime.open:
         with runtime, errors.box():
             _other(
-                "The same quantization asked of ONNX Runtime's own quantize_static.",
+                "The same quantization asked of the quantizer that comes with ONNX Runtime.",
                 _onnxruntime, model, prepared, "export_onnxruntime",
             )  # fmt: skip
 

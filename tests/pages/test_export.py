@@ -248,7 +248,7 @@ def test_differences_are_told_with_their_layers() -> None:
 
 
 def test_what_a_script_does_differently_stands_above_it(page, qmodel) -> None:
-    at = with_tab(page, "torchao PT2E")
+    at = with_tab(page, "torchao script")
     made = torchao_script(Experiment(MODEL, MODEL, "x86"), qmodel)
     assert made.differences
     assert at.code[-1].value == made.text.rstrip()
