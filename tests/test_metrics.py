@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from qlab.metrics import METRICS, metric, write
+from qlab.metrics import METRICS, duration_range, metric, write
 
 
 @pytest.mark.parametrize(
@@ -27,6 +27,9 @@ from qlab.metrics import METRICS, metric, write
         ("zero_point", -128, "−128"),
         ("latency", 0.00124, "1.24 ms"),
         ("latency", 125.0, "2 min 05 s"),
+        ("steps", 1.0000006, "1 step"),
+        ("steps", 17.0, "17 steps"),
+        ("steps", 0.5, "0.500 steps"),
         ("size", 274_123, "274 kB"),
         ("size", 999, "999 B"),
         ("size", 999_999, "1.00 MB"),
@@ -59,3 +62,16 @@ def test_every_metric_explains_itself():
         assert entry.help.endswith(".")
         assert entry.better in ("up", "down", "none")
         assert entry.format(0.5)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "text"),
+    [
+        (0.0017, 0.00175, "1.70 … 1.75 ms"),
+        (0.0009, 0.0011, "0.900 … 1.10 ms"),
+        (1e-5, 2e-5, "10.0 … 20.0 µs"),
+        (30.0, 125.0, "30.0 s … 2 min 05 s"),
+    ],
+)
+def test_a_range_of_times_names_its_unit_once(low, high, text):
+    assert duration_range(low, high) == text

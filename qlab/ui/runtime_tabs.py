@@ -95,8 +95,15 @@ def crossings(report: RuntimeReport) -> None:
 
     ran, _, _ = runtime.shown(report)
     found = boundaries(ran, report.inputs, _reasons(report, floats=True))
+    inside = [o for o in ran.ops if o.kind == "integer" and o.reads[:1] == ("float",) == o.writes[:1]]
+    if inside:
+        st.markdown(
+            f"{len(inside)} integer op{'s take float and give' if len(inside) > 1 else ' takes float and gives'} float: "
+            f"{', '.join(dict.fromkeys(o.op for o in inside))}. Inside they multiply "
+            "integers; the conversions are part of their time and stand in no row of their own."
+        )
     if not found:
-        st.info("The executed graph has no conversion: it computes in one kind of number from input to output.")
+        st.info("No op of the executed graph does nothing but convert.")
         return
     st.markdown(
         f"Conversions: {len(found)}. Together they take {write('latency', sum(b.op.seconds for b in found))} of a "

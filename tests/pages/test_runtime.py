@@ -1,0 +1,214 @@
+"""The Runtime page: it shows what the job measured, says what differs by default, and never another config's report."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import qlab
+from qlab.lab.experiment import Experiment
+from qlab.lab.inspect import find_runtime_report, runtime_task
+from qlab.lab.store import Store
+from qlab.lab.tasks import KINDS, describe_runtime
+from qlab.lab.work import Work, carry_out
+from qlab.metrics import percent, write
+from qlab.preset import presets
+from qlab.runtime import measure
+from qlab.runtime import report as reports
+from qlab.ui import cache, jobs, runtime
+
+MODEL = "conv_digits"
+BATCH = 8
+
+
+def measured(store: Store, preset: str, **calls):
+    """Carries the job out here; gives what it stored."""
+    row = describe_runtime(store, {"experiment": Experiment(MODEL, MODEL, preset), "batch": BATCH, **calls})
+    run_id = store.create_run(kind="runtime", **row.columns)
+    store.start(run_id)
+    carry_out(runtime_task, Work(store, run_id), dict(row.spec))
+    return found(store, preset)
+
+
+def found(store: Store, preset: str):
+    model, data = qlab.load_model(MODEL), qlab.load_dataset(MODEL)
+    return find_runtime_report(store, model, data, presets[preset], batch=BATCH, threads=runtime.threads()[-1])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def known(prepared_home):
+    """A report on x86 and one on dynamic stand in the store from here on."""
+    store = Store(prepared_home)
+    patch = pytest.MonkeyPatch()
+    patch.setitem(measure.runtime_report.__kwdefaults__, "budget", 0.05)
+    try:
+        yield {name: measured(store, name, threads=runtime.threads()[-1]) for name in ("x86", "dynamic")}
+    finally:
+        patch.undo()
+        store.close()
+
+
+@pytest.fixture(autouse=True)
+def threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def page(open_page):
+    def opened(preset="x86", **query):
+        at = open_page(query={"model": MODEL, "batch": str(BATCH), **query}, state={"lab.mapping": presets[preset]})
+        at.switch_page("pages/inspect/runtime.py").run()
+        assert not at.exception
+        return at
+
+    return opened
+
+
+def figures(at):
+    return {metric.label: metric for metric in at.metric}
+
+
+def tab(at, name):
+    at.session_state["runtime_tabs"] = name
+    return at.run()
+
+
+def test_the_figures_are_those_of_the_report(page, known) -> None:
+    at, report = page(), known["x86"]
+    assert not at.error
+    shown, ran = figures(at), report.times.executed
+    kinds = [kind for _, kind in report.kernels(ran)]
+    assert shown["Layers on integers"].value == f"{kinds.count('integer')} of {len(kinds)}" == "5 of 5"
+    assert shown["Layers on integers"].delta == f"{percent(ran.share('integer'))} of the time"
+    assert shown["Conversions"].value == str(len(ran.boundaries))
+    latency = report.times.timing.latency(reports.INTEGER)
+    assert shown["Integer latency"].value == write("latency", latency.median)
+    assert shown["Against float"].value == f"{report.times.timing.ratio(reports.FLOAT, reports.INTEGER)[1]:.2f} ×"
+    assert shown["Off the simulation"].value == write("steps", report.numbers.parity.output_largest)
+    assert shown["Integer accuracy"].value == write("accuracy", report.numbers.accuracies.integer.accuracy)
+
+
+def test_another_config_shows_its_own_report(page, known) -> None:
+    at, report = page("dynamic"), known["dynamic"]
+    shown = figures(at)
+    assert shown["Layers on integers"].value == "1 of 5"
+    assert shown["Integer latency"].value == write("latency", report.times.timing.latency(reports.INTEGER).median)
+    assert "steps" not in shown["Off the simulation"].value
+
+
+def test_what_the_defaults_do_is_told_and_can_be_looked_at(page, known) -> None:
+    report = known["x86"]
+    if report.numbers.defaults is None:
+        pytest.skip("on this CPU the runtime's defaults compute what is simulated")
+    at = page()
+    text = "\n".join([*(w.value for w in at.warning), *(c.value for c in at.caption)])
+    assert f"off by up to {write('steps', report.numbers.defaults.output_largest)}" in text
+    at = page(opened="defaults")
+    shown = figures(at)
+    assert shown["Off the simulation"].value == write("steps", report.numbers.defaults.output_largest)
+    assert shown["Integer latency"].value == write("latency", report.times.timing.latency(reports.DEFAULTS).median)
+    # accuracy was measured as simulated, so it does not stand under the other name
+    assert "Integer accuracy" not in shown
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("Op by op", None),
+        ("Boundaries", "Conversions: "),
+        ("Simulated against integer", "Integer and simulated name another class for"),
+        ("Accumulator headroom", "as a share of 16 bits"),
+        ("Latency", "in ONNX Runtime."),
+        ("Size", "The ONNX file takes"),
+        ("This machine", "logical cores"),
+    ],
+)
+@pytest.mark.parametrize("preset", ["x86", "dynamic"])
+def test_each_tab_is_drawn_when_it_is_opened(page, known, name, words, preset) -> None:
+    at = tab(page(preset), name)
+    assert not at.exception
+    assert not at.error
+    text = "\n".join([*(m.value for m in at.markdown), *(i.value for i in at.info)])
+    if preset == "dynamic" and name == "Accumulator headroom":
+        words = "no accumulator to fill"
+    if preset == "dynamic" and name == "Boundaries":
+        words = "1 integer op takes float and gives float: DynamicQuantizeMatMul"
+    assert words is None or words in text
+    if name == "Op by op":
+        frame = at.dataframe[0].value
+        assert list(frame["Op"]) == [o.op for o in known[preset].times.executed.ops]
+    if name == "Boundaries" and preset == "x86":
+        assert len(at.dataframe[0].value) == len(known[preset].times.executed.boundaries)
+    if name == "This machine":
+        assert all(entry in text for entry in known[preset].entries)
+
+
+def test_the_float_graph_stands_beside_it(page, known) -> None:
+    at = page()
+    before = at.get("plotly_chart")[0].proto.spec
+    at.segmented_control(key="runtime_graph").set_value("float").run()
+    assert at.get("plotly_chart")[0].proto.spec != before
+    assert any(f"{len(known['x86'].times.reference.ops)} ops in order" in c.value for c in at.caption)
+
+
+def test_a_first_visit_starts_the_job_and_shows_nothing_of_another_config(page, monkeypatch) -> None:
+    asked = []
+
+    def submit(kind, **arguments):
+        asked.append((kind, arguments))
+        row = KINDS[kind].describe(cache.store(), arguments)
+        return cache.store().create_run(kind=kind, **row.columns)
+
+    monkeypatch.setattr(jobs, "submit", submit)
+    at = page("int8_weight_only")
+    ((kind, arguments),) = asked
+    assert kind == "runtime"
+    assert arguments["experiment"].resolved_mapping == presets["int8_weight_only"]
+    assert (arguments["batch"], arguments["threads"]) == (BATCH, runtime.threads()[-1])
+    assert not at.metric
+    assert any("has not run on this machine" in c.value for c in at.caption)
+    at.run()
+    assert len(asked) == 1
+
+
+def test_another_batch_is_measured_at_once(page, monkeypatch) -> None:
+    asked = []
+
+    def submit(kind, **arguments):
+        asked.append(arguments)
+        return cache.store().create_run(kind=kind, **KINDS[kind].describe(cache.store(), arguments).columns)
+
+    monkeypatch.setattr(jobs, "submit", submit)
+    at = page()
+    assert not asked
+    at.segmented_control(key="runtime_batch").set_value(1).run()
+    assert [a["batch"] for a in asked] == [1]
+    assert not at.metric
+    at.segmented_control(key="runtime_batch").set_value(BATCH).run()
+    assert figures(at)
+    at.button(key="runtime_again").click().run()
+    assert asked[-1]["again"] is True
+    assert not at.metric
+
+
+def test_a_network_that_cannot_run_says_which_op_stops_it(page, known, monkeypatch) -> None:
+    blocked = replace(
+        known["x86"], numbers=None, times=None, blocked="layer gru is a dynamic GRU: ONNX has no form.", detail="why"
+    )
+    monkeypatch.setattr(runtime, "known", lambda _model: blocked)
+    at = page()
+    assert "dynamic GRU" in at.error[0].value
+    assert not at.metric
+
+
+def test_a_busy_machine_is_told(page, known, monkeypatch) -> None:
+    busy = replace(known["x86"], times=replace(known["x86"].times, busy=0.9))
+    monkeypatch.setattr(runtime, "known", lambda _model: busy)
+    assert any("90.0 % of this machine" in w.value for w in page().warning)
+    quiet = replace(known["x86"], times=replace(known["x86"].times, busy=0.01))
+    monkeypatch.setattr(runtime, "known", lambda _model: quiet)
+    assert not any("of this machine when" in w.value for w in page().warning)
