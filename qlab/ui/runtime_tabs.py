@@ -97,10 +97,10 @@ def crossings(report: RuntimeReport) -> None:
     found = boundaries(ran, report.inputs, _reasons(report, floats=True))
     inside = [o for o in ran.ops if o.kind == "integer" and o.reads[:1] == ("float",) == o.writes[:1]]
     if inside:
+        does = "s take float and give" if len(inside) > 1 else " takes float and gives"
         st.markdown(
-            f"{len(inside)} integer op{'s take float and give' if len(inside) > 1 else ' takes float and gives'} float: "
-            f"{', '.join(dict.fromkeys(o.op for o in inside))}. Inside they multiply "
-            "integers; the conversions are part of their time and stand in no row of their own."
+            f"{len(inside)} integer op{does} float: {', '.join(dict.fromkeys(o.op for o in inside))}. Inside they "
+            "multiply integers; the conversions are part of their time and stand in no row of their own."
         )
     if not found:
         st.info("No op of the executed graph does nothing but convert.")

@@ -58,41 +58,41 @@ def refuse(*_args, **_kwargs):
 
 
 def test_a_report_is_stored_under_what_was_asked(store: Store, few: Path) -> None:
-    assert found(store, few, batch=4) is None
-    run = carry(store, few, batch=4)
+    assert found(store, few, batch=4, threads=1) is None
+    run = carry(store, few, batch=4, threads=1)
     assert (run.status, run.name) == (DONE, "")
-    made = found(store, few, batch=4)
-    assert (made.batch, made.threads, made.times.timing.batch, made.blocked) == (4, 2, 4, None)
+    made = found(store, few, batch=4, threads=1)
+    assert (made.batch, made.threads, made.times.timing.batch, made.blocked) == (4, 1, 4, None)
     assert made.numbers.accuracies.integer.n == 64
     # nothing is shown for another batch, other threads, another config or another split
-    assert found(store, few, batch=5) is None
-    assert found(store, few, batch=4, threads=1) is None
-    assert found(store, few, "dynamic", batch=4) is None
+    assert found(store, few, batch=5, threads=1) is None
+    assert found(store, few, batch=4, threads=2) is None
+    assert found(store, few, "dynamic", batch=4, threads=1) is None
     other = qlab.load_dataset(few).split(16, seed=1)
-    assert find_runtime_report(store, qlab.load_model(MODEL), other, presets["x86"], batch=4) is None
+    assert find_runtime_report(store, qlab.load_model(MODEL), other, presets["x86"], batch=4, threads=1) is None
 
 
 def test_another_batch_measures_times_alone(store: Store, few: Path, monkeypatch) -> None:
-    carry(store, few, batch=4)
+    carry(store, few, batch=4, threads=1)
     monkeypatch.setattr(measure, "measure_numbers", refuse)
     monkeypatch.setattr(stages, "calibrate", refuse)
     monkeypatch.setattr(templates, "template", refuse)
-    carry(store, few, batch=2, threads=1)
-    made = found(store, few, batch=2, threads=1)
-    assert made.numbers == found(store, few, batch=4).numbers
-    assert (made.times.timing.batch, made.times.timing.threads) == (2, 1)
+    carry(store, few, batch=2, threads=2)
+    made = found(store, few, batch=2, threads=2)
+    assert made.numbers == found(store, few, batch=4, threads=1).numbers
+    assert (made.times.timing.batch, made.times.timing.threads) == (2, 2)
 
 
 def test_what_is_there_is_measured_again_only_when_asked(store: Store, few: Path, monkeypatch) -> None:
-    carry(store, few, batch=4)
-    before = found(store, few, batch=4)
+    carry(store, few, batch=4, threads=1)
+    before = found(store, few, batch=4, threads=1)
     monkeypatch.setattr(measure, "measure_numbers", refuse)
-    carry(store, few, batch=4, again=True)
-    after = found(store, few, batch=4)
+    carry(store, few, batch=4, threads=1, again=True)
+    after = found(store, few, batch=4, threads=1)
     assert after.times != before.times
     assert after.numbers == before.numbers
     monkeypatch.setattr(inspect, "runtime_report", refuse)
-    carry(store, few, batch=4)
+    carry(store, few, batch=4, threads=1)
 
 
 def test_what_cannot_be_exported_is_a_report_too(tmp_path: Path, few: Path, monkeypatch) -> None:

@@ -46,7 +46,7 @@ def stages():
 
 @pytest.fixture(scope="module")
 def report(qmodel, few, stages):
-    return runtime_report(qmodel, few, BATCH, 2, lambda *at: stages.append(at), budget=0.2)
+    return runtime_report(qmodel, few, BATCH, 1, lambda *at: stages.append(at), budget=0.2)
 
 
 def test_it_survives_json_and_keeps_everything(report):
