@@ -8,6 +8,7 @@ from qlab.config import QuantSpec
 from qlab.export.translation import Difference
 from qlab.quant.observers import OBSERVERS
 
+ENTROPY_BINS = 128
 # (layers, asked, written, why)
 Say = Callable[[tuple[str, ...], str, str, str], None]
 BLOCKS = (16, 32, 64, 128, 256)
@@ -87,6 +88,10 @@ class Settings:
             if spec.symmetric and (spec.narrow_range or not spec.signed):
                 why = "MatMulNBits holds unsigned codes around a zero point in the middle, all of them in use."
                 say(layers, f"codes {spec.quant_min}..{spec.quant_max}", f"{2**self.block_bits} codes", why)
+            if spec.symmetric:
+                half = 2 ** (self.block_bits - 1)
+                why = "MatMulNBitsQuantizer lays the largest value of a block on its lowest code, with its sign."
+                say(layers, f"steps of max |w| / {(spec.quant_max - spec.quant_min) / 2:g}", f"max |w| / {half}", why)
             return
         if spec.group_size is not None:
             why = "Scales stand for tensors or channels."
@@ -105,6 +110,10 @@ class Settings:
         if spec.observer == "mse":
             why = "ONNX Runtime has no rule of least squared error; nothing is clipped."
             say(layers, f"activations ranged by {_told(spec)}", "minimum and maximum", why)
+        if spec.observer == "entropy":
+            bins = OBSERVERS["entropy"].settings(spec.observer_args)["bins"]
+            why = "quantize_static has no setting for it."
+            say(layers, f"entropy on {bins} bins", f"entropy on {ENTROPY_BINS} bins", why)
         if spec.observer == "moving_average":
             why = "Within one pass CalibMovingAverage takes the plain mean of the batches' ranges."
             say(layers, f"activations ranged by {_told(spec)}", "the mean of the batches' ranges", why)
@@ -135,7 +144,10 @@ class Settings:
                 method, options["CalibPercentile"] = "Percentile", settings["percentile"]
             elif self.activation.observer == "entropy":
                 method = "Entropy"
-            elif self.activation.observer == "moving_average":
+            if method != "MinMax":
+                # Percentile looks at |x| unless told otherwise, entropy at both ends apart.
+                options["CalibTensorRangeSymmetric"] = self.activation.symmetric
+            if self.activation.observer == "moving_average":
                 options["CalibMovingAverage"] = True
                 options["CalibMovingAverageConstant"] = settings["averaging_constant"]
         return f"""

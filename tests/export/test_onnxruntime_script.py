@@ -84,15 +84,14 @@ def _check_files(folder):
         _static(QuantSpec(qscheme="per_tensor_symmetric", narrow_range=True), A.replace(bits=16)),
         _static(QuantSpec(), A.replace(signed=True)),
         _static(W, A.replace(observer="percentile")),
-        _static(W, A.replace(observer="entropy")),
         _static(W.replace(bits=4, narrow_range=False)),
         _static().replace(by_name={"block2.*": None}),
-        _weights(bits=4, qscheme="per_group_symmetric", group_size=16),
-        _weights(),
+        _weights(bits=4, qscheme="per_group_affine", group_size=16, signed=False),
+        _weights(qscheme="per_channel_affine", signed=False),
         QConfigMapping(default=QConfig(W, A, mode="dynamic")),
         QConfigMapping(),
     ],
-    ids=["plain", "tensor", "signed", "percentile", "entropy", "int4", "excluded", "groups", "int8 blocks", "dynamic",
+    ids=["plain", "tensor", "signed", "percentile", "int4", "excluded", "groups", "int8 blocks", "dynamic",
          "float"],
 )  # fmt: skip
 def test_nothing_is_told_of_what_can_be_said(mapping):
@@ -104,6 +103,9 @@ def test_nothing_is_told_of_what_can_be_said(mapping):
     ("sample", "mapping", "asked"),
     [
         ("conv_digits", _static(W, A.replace(observer="mse")), "activations ranged by mse"),
+        ("conv_digits", _static(W, A.replace(observer="entropy")), "entropy on 2048 bins"),
+        ("conv_digits", _weights(bits=4), "steps of max |w| / 7.5"),
+        ("conv_digits", _static(W, A.replace(qscheme="per_tensor_symmetric")), "layer and its ReLU"),
         ("conv_digits", _static(W, A.replace(observer="moving_average")), "activations ranged by moving_average"),
         ("conv_digits", _static(W.replace(observer="mse")), "weights ranged by mse"),
         ("conv_digits", _static(W.replace(narrow_range=False)), "weight codes -128..127"),
@@ -118,7 +120,8 @@ def test_nothing_is_told_of_what_can_be_said(mapping):
         ("conv_digits", _weights(qscheme="per_group_symmetric", group_size=24), "groups of 24"),
         ("lstm_text", _static(), "lstm quantized"),
     ],
-    ids=["mse", "average", "weight mse", "codes", "6 bits", "5 bits", "channel", "float weights", "rule", "mode",
+    ids=["mse", "entropy", "steps", "relu", "average", "weight mse", "codes", "6 bits", "5 bits", "channel",
+         "float weights", "rule", "mode",
          "convolutions", "3 bits", "groups", "lstm"],
 )  # fmt: skip
 def test_what_is_lost_is_told(sample, mapping, asked):
@@ -126,6 +129,12 @@ def test_what_is_lost_is_told(sample, mapping, asked):
     (found,) = [d for d in t.differences if asked in d.asked]
     assert found.layers
     assert set(found.layers) <= set(qmodel.model.names.values())
+
+
+@pytest.mark.parametrize("scheme", ["per_tensor_affine", "per_tensor_symmetric"])
+def test_percentile_of_the_sides_the_scheme_has(scheme):
+    t, _ = _translate("conv_digits", _static(W, A.replace(qscheme=scheme, observer="percentile")))
+    assert f"'CalibPercentile': 99.99, 'CalibTensorRangeSymmetric': {scheme.endswith('symmetric')}" in t.text
 
 
 def test_hostile_names_stay_texts():
