@@ -7,6 +7,7 @@ moment before it is timed.
 
 from __future__ import annotations
 
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 Call = Callable[[], Any]
-SETTLE = 0.01  # seconds of untimed calls before those that count; what others left spinning has stopped by then
+SETTLE = 0.015  # seconds of untimed calls before those that count; what others left spinning has stopped by then
 TIMED = 3  # short calls in a row, of which the median is one turn; of long ones a single call is
 
 
@@ -63,7 +64,7 @@ def time_calls(
     calls: Mapping[str, Call], batch: int, threads: int, *, budget: float = 2.0, most: int = 200,
     progress: Callable[[int, int], None] | None = None,
 ) -> Timing:  # fmt: skip
-    """Time these calls turn by turn, round and round.
+    """Time these calls turn by turn: each once a turn, in an order that changes, so that none always follows the same.
 
     Warms each up, then takes as many turns as `budget` seconds allow, from 5 to `most`. Turns that a pause of the
     machine fell into stay in; medians and quartiles do not mind them. progress(done, total) after every turn.
@@ -75,9 +76,11 @@ def time_calls(
         _settled(call)
     turns = max(5, min(most, int(budget / (time.perf_counter() - start))))
     seconds: dict[str, list[float]] = {name: [] for name in calls}
+    order, shuffled = list(calls), random.Random(0)
     for turn in range(turns):
-        for name, call in calls.items():
-            seconds[name].append(_settled(call))
+        shuffled.shuffle(order)
+        for name in order:
+            seconds[name].append(_settled(calls[name]))
         if progress is not None:
             progress(turn + 1, turns)
     return Timing(batch, threads, {name: tuple(times) for name, times in seconds.items()})
