@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -149,11 +150,16 @@ def differing_codes(parity: Parity, dark: bool) -> go.Figure:
     return made
 
 
-def latencies(timings: Sequence[Timing], dark: bool) -> go.Figure:
-    """For each batch size a box for each network: quartiles of the turns, and the turns themselves as dots."""
+def latencies(timings: Sequence[Timing], torch: Sequence[Timing], dark: bool) -> go.Figure:
+    """For each batch size a box for each network: quartiles of the turns, and the turns themselves as dots.
+
+    torch: of the same batch sizes, with float in torch.
+    """
     colours = palette(dark)
-    names = [n for n in (FLOAT, INTEGER, DEFAULTS, TORCH) if n in timings[0].seconds]
-    if any(t.latency(TORCH).median > FAR * max(t.latency(n).median for n in names if n != TORCH) for t in timings):
+    seconds = [{**t.seconds, TORCH: own.seconds[TORCH]} for t, own in zip(timings, torch, strict=True)]
+    medians = [{name: statistics.median(times) for name, times in of.items()} for of in seconds]
+    names = [n for n in (FLOAT, INTEGER, DEFAULTS, TORCH) if n in seconds[0]]
+    if any(of[TORCH] > FAR * max(m for n, m in of.items() if n != TORCH) for of in medians):
         names.remove(TORCH)  # it would press all others against the axis; the table has it
     look = {
         FLOAT: colours.neutral, INTEGER: colours.gained, DEFAULTS: colours.wash("gained", 0.5), TORCH: colours.float
@@ -162,12 +168,12 @@ def latencies(timings: Sequence[Timing], dark: bool) -> go.Figure:
     width = 1 / len(timings)
     for i, timing in enumerate(timings):
         axis = "" if i == 0 else str(i + 1)
-        unit, scale = _unit(max(timing.latency(n).median for n in names))
+        unit, scale = _unit(max(medians[i][n] for n in names))
         for name in names:
             made.add_box(
                 orientation="h",
-                x=[s * scale for s in timing.seconds[name]],
-                y=[name] * len(timing.seconds[name]),
+                x=[s * scale for s in seconds[i][name]],
+                y=[name] * len(seconds[i][name]),
                 xaxis=f"x{axis}",
                 yaxis=f"y{axis}",
                 name=name,
@@ -180,8 +186,8 @@ def latencies(timings: Sequence[Timing], dark: bool) -> go.Figure:
                 hoverlabel={"namelength": 0},
             )
         # a pause of the machine would squeeze all others into one line
-        far = 1.6 * max(timing.latency(n).high for n in names)
-        longest = min(far, max(max(timing.seconds[n]) for n in names) * 1.05)
+        far = 1.6 * max(statistics.quantiles(seconds[i][n], n=4)[2] for n in names)
+        longest = min(far, max(max(seconds[i][n]) for n in names) * 1.05)
         made.update_layout(
             {
                 f"xaxis{axis}": {

@@ -27,7 +27,7 @@ from qlab.graph.optypes import OP_TYPES
 from qlab.runtime.cpu import cpu_features
 from qlab.runtime.executed import executed
 from qlab.runtime.headroom import headroom
-from qlab.runtime.latency import time_calls
+from qlab.runtime.latency import Timing, time_calls
 from qlab.runtime.parity import parity
 from qlab.runtime.report import (
     DEFAULTS,
@@ -169,19 +169,25 @@ def measure_times(
     }  # fmt: skip
     if plain is not None:
         sessions[DEFAULTS] = integer_session(qmodel, plain)
-    sessions[TORCH] = model
-    timings = []
-    with _threads(threads):
-        sizes = sorted({batch_of(model, 1), batch})
-        for number, size in enumerate(sizes):
+    sizes = sorted({batch_of(model, 1), batch})
+
+    def timed(networks: dict[str, Callable[..., Any]], share: float, begun: int) -> tuple[Timing, ...]:
+        """share: of the budget; begun: batches timed before, for the progress."""
+        made = []
+        for number, size in enumerate(sizes, begun):
             x = take(model, data, size)
+            calls = {name: _call(network, x) for name, network in networks.items()}
 
             def turn(done: int, total: int, before: int = number) -> None:
-                tell(TIME, round(100 * (before + done / total)), 100 * len(sizes))
+                tell(TIME, round(100 * (before + done / total)), 200 * len(sizes))
 
-            calls = {name: _call(session, x) for name, session in sessions.items()}
-            timings.append(time_calls(calls, size, threads, budget=budget, progress=turn))
-    return Times(integer, defaults, reference, tuple(timings), busy)
+            made.append(time_calls(calls, size, threads, budget=budget * share, progress=turn))
+        return tuple(made)
+
+    timings = timed(sessions, 0.8, 0)
+    with _threads(threads):
+        in_torch = timed({FLOAT: sessions[FLOAT], TORCH: model}, 0.2, len(sizes))
+    return Times(integer, defaults, reference, timings, in_torch, busy)
 
 
 def needed_entries(qmodel: QuantizedModel) -> dict[str, str]:

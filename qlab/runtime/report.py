@@ -18,7 +18,7 @@ from qlab.runtime.headroom import Headroom, Pairs
 from qlab.runtime.latency import Timing
 from qlab.runtime.parity import Parity
 
-REPORT_VERSION = 1  # raise it when a report would say something else
+REPORT_VERSION = 2  # raise it when a report would say something else
 # Names of what is timed.
 FLOAT, INTEGER, DEFAULTS, TORCH = "float", "integer", "integer, runtime defaults", "float in torch"
 
@@ -71,13 +71,15 @@ class Numbers:
 @dataclass(frozen=True)
 class Times:
     """executed: the integer graph with the options as simulated; defaults: with the runtime's own; reference: the float
-    graph. timings: at batch 1 and at the chosen batch, one where these are the same. busy: share of the machine's time
-    that other programs took just before."""
+    graph. timings: at batch 1 and at the chosen batch, one where these are the same; torch: float in ONNX Runtime and
+    in torch at the same batches, apart, because threads of torch disturb what runs beside them. busy: share of the
+    machine's time that other programs took just before."""
 
     executed: Executed
     defaults: Executed | None
     reference: Executed
     timings: tuple[Timing, ...]
+    torch: tuple[Timing, ...]
     busy: float
 
     @property
@@ -175,6 +177,7 @@ def times_to_dict(t: Times) -> dict[str, Any]:
         "defaults": None if t.defaults is None else t.defaults.to_dict(),
         "reference": t.reference.to_dict(),
         "timings": [timing.to_dict() for timing in t.timings],
+        "torch": [timing.to_dict() for timing in t.torch],
         "busy": t.busy,
     }
 
@@ -185,6 +188,7 @@ def times_from_dict(d: Mapping[str, Any]) -> Times:
         None if d["defaults"] is None else Executed.from_dict(d["defaults"]),
         Executed.from_dict(d["reference"]),
         tuple(Timing.from_dict(t) for t in d["timings"]),
+        tuple(Timing.from_dict(t) for t in d["torch"]),
         d["busy"],
     )
 

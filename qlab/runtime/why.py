@@ -14,6 +14,9 @@ from qlab.runtime.report import DEFAULTS, FLOAT, INTEGER, RuntimeReport, Times
 Outcome = Literal["faster", "slower", "noise"]
 WORTH_TELLING = 0.05  # of the time
 TELLING_FLOAT = 0.15
+BUSY = 0.25  # share of the machine that others take, from which times are not to be trusted
+STALLED = 2.0  # times what its ops take
+STARTING = 2e-4  # seconds; a call may cost that much beside its ops
 _COSTLY_START = 20e-6  # seconds; no op takes longer than that to start
 _NEAR_OVERHEAD = 2.0  # times what the cheapest op takes
 _WEIGHT_ONLY_KERNELS = frozenset({"MatMulNBits", "GatherBlockQuantized"})
@@ -43,6 +46,20 @@ class Speed:
 def speed(timing: Timing, name: str = INTEGER) -> Speed:
     """name: INTEGER or DEFAULTS."""
     return Speed(timing.ratio(FLOAT, name))
+
+
+def doubt(times: Times) -> str | None:
+    """Why the times say little, if they do: others had the machine, or calls took far longer than their ops."""
+    if times.busy > BUSY:
+        return f"Other programs took {percent(times.busy)} of this machine when the times were taken"
+    for name, ran in ((INTEGER, times.executed), (FLOAT, times.reference)):
+        took = times.timing.latency(name).median
+        if took > STALLED * ran.seconds + STARTING:
+            return (
+                f"A call of the {name} network took {write('latency', took)}, its ops {write('latency', ran.seconds)} "
+                "when they were timed one by one: something else needed the machine"
+            )
+    return None
 
 
 def why_not_faster(report: RuntimeReport, *, as_simulated: bool = True) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import streamlit as st
 
-from qlab.metrics import duration_range, metric, percent, three_digits, write
+from qlab.metrics import MINUS, duration_range, metric, percent, three_digits, write
 from qlab.ui import cache, choose, derived, errors, jobs, state, widgets
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ WORDS = derived.Words(
 )
 BATCHES = (1, 8, 32, 128)
 AS_SIMULATED, DEFAULTS = "as simulated", "runtime defaults"
-BUSY = 0.25  # share of the machine that others take, from which times are not to be trusted
 
 
 # --- which calls ------------------------------------------------------------------------------------------------------
@@ -170,6 +169,11 @@ def shown(report: RuntimeReport) -> tuple[Executed, Parity, bool]:
     return report.times.defaults, report.numbers.defaults, False
 
 
+def kind_of(ran: Executed) -> str:
+    """What to call the network that ran: integer where an integer kernel computed something of it, else quantized."""
+    return "integer" if any(o.kind == "integer" for o in ran.ops) else "quantized"
+
+
 def headline(report: RuntimeReport) -> None:
     """How much ran on integers, how fast, and whether it is what was simulated."""
     from qlab.runtime import report as names
@@ -179,6 +183,7 @@ def headline(report: RuntimeReport) -> None:
     assert report.numbers is not None
     ran, compared, same = shown(report)
     kernels = [kind for _, kind in report.kernels(ran)]
+    word = kind_of(ran).capitalize()
     name = names.INTEGER if same else names.DEFAULTS
     timing = report.times.timing
     latency, float_latency = timing.latency(name), timing.latency(names.FLOAT)
@@ -195,7 +200,7 @@ def headline(report: RuntimeReport) -> None:
             "Ops that turn float into integers or back, those at input and output among them.",
         ),
         (
-            "Integer latency", write("latency", latency.median),
+            f"{word} latency", write("latency", latency.median),
             f"{duration_range(latency.low, latency.high)} · float {write('latency', float_latency.median)}",
             f"Median of {latency.runs} turns with its quartiles, for one call with {timing.batch} "
             f"sample{'s' if timing.batch > 1 else ''} on {report.threads} thread{'s' if report.threads > 1 else ''}; "
@@ -215,7 +220,7 @@ def headline(report: RuntimeReport) -> None:
     if of.integer.accuracy is not None and of.integer.accuracy_interval is not None and same:
         values.append(
             (
-                "Integer accuracy", write("accuracy", of.integer.accuracy),
+                f"{word} accuracy", write("accuracy", of.integer.accuracy),
                 metric("accuracy").interval(*of.integer.accuracy_interval),
                 f"On all {of.integer.n:,} evaluation samples, predicted by ONNX Runtime opened as simulated; the "
                 f"simulation has {write('accuracy', of.simulated.accuracy)}.",
@@ -228,7 +233,7 @@ def headline(report: RuntimeReport) -> None:
 
 def _speed(found: Speed) -> tuple[str, str]:
     low, median, high = found.ratio
-    words = "inside the noise" if found.outcome == "noise" else found.outcome
+    words = "noise" if found.outcome == "noise" else found.outcome
     return f"{median:.2f} ×", f"[{low:.2f}, {high:.2f}] · {words}"
 
 
@@ -236,7 +241,7 @@ def difference(compared: Parity) -> str:
     """The largest of an output: in steps where the outputs lie on a grid, else in their own unit."""
     if compared.output_in_steps:
         return write("steps", compared.output_largest)
-    return three_digits(compared.output_largest)
+    return three_digits(compared.output_largest).replace("-", MINUS)
 
 
 def _agreement(compared: Parity) -> str | None:
@@ -245,6 +250,8 @@ def _agreement(compared: Parity) -> str | None:
 
 def findings(report: RuntimeReport) -> None:
     """What a person must not overlook: results that are others by default, and a machine that was busy."""
+    from qlab.runtime.why import doubt
+
     assert report.times is not None
     assert report.numbers is not None
     defaults = report.numbers.defaults
@@ -263,11 +270,8 @@ def findings(report: RuntimeReport) -> None:
         text += ". Why, and the entry that prevents it, stands under This machine."
         worse = _worse(defaults, same)
         (st.warning if worse else st.caption)(text if worse else text.replace("**", ""))
-    if report.times.busy > BUSY:
-        st.warning(
-            f"Other programs took {percent(report.times.busy)} of this machine when the times were taken, so they say "
-            "little. Measure again when it is quiet."
-        )
+    if (reason := doubt(report.times)) is not None:
+        st.warning(f"{reason}, so the times say little. Measure again when it is quiet.")
 
 
 def _worse(defaults: Parity, same: Parity) -> bool:

@@ -99,8 +99,8 @@ def crossings(report: RuntimeReport) -> None:
     if inside:
         does = "s take float and give" if len(inside) > 1 else " takes float and gives"
         st.markdown(
-            f"{len(inside)} integer op{does} float: {', '.join(dict.fromkeys(o.op for o in inside))}. Inside they "
-            "multiply integers; the conversions are part of their time and stand in no row of their own."
+            f"{len(inside)} integer op{does} float: {', '.join(dict.fromkeys(o.op for o in inside))}. Inside, "
+            "integers are multiplied; the conversions are part of that op's time and stand in no row of their own."
         )
     if not found:
         st.info("No op of the executed graph does nothing but convert.")
@@ -209,26 +209,28 @@ def room(report: RuntimeReport) -> None:
 def latency(report: RuntimeReport) -> None:
     """Turns of each network, and what stands in the way of speed."""
     from qlab.plots.runtime import latencies
-    from qlab.runtime.report import DEFAULTS, FLOAT, INTEGER
+    from qlab.runtime.report import DEFAULTS, FLOAT, INTEGER, TORCH
     from qlab.runtime.why import speed, why_not_faster
 
     assert report.times is not None
-    _, _, same = runtime.shown(report)
+    ran, _, same = runtime.shown(report)
+    word = runtime.kind_of(ran)
     timing = report.times.timing
     found = speed(timing, INTEGER if same else DEFAULTS)
     why = why_not_faster(report, as_simulated=same)
     st.markdown(
-        f"With batch {timing.batch} on {report.threads} thread{'s' if report.threads > 1 else ''} the integer network "
+        f"With batch {timing.batch} on {report.threads} thread{'s' if report.threads > 1 else ''} the {word} network "
         f"is **{found.verdict}** in ONNX Runtime." + (" What stands in its way:" if why else "")
     )
     if why:
         st.markdown("\n".join(f"- {errors.escape(reason)}" for reason in why))
-    widgets.chart(latencies(report.times.timings, widgets.dark()), key="runtime_latencies")
-    rows = [(t, name) for t in report.times.timings for name in t.seconds]
+    widgets.chart(latencies(report.times.timings, report.times.torch, widgets.dark()), key="runtime_latencies")
+    both = zip(report.times.timings, report.times.torch, strict=True)
+    rows = [row for t, own in both for row in (*((t, name) for name in t.seconds), (own, TORCH))]
     taken = [t.latency(name) for t, name in rows]
     st.dataframe(
         {
-            "Network": [name for _, name in rows],
+            "Network": [name.replace(INTEGER, word) for _, name in rows],
             "Batch": [t.batch for t, _ in rows],
             "Median": [write("latency", x.median) for x in taken],
             "Quartiles": [duration_range(x.low, x.high) for x in taken],
@@ -269,31 +271,27 @@ def size(report: RuntimeReport) -> None:
 def machine(report: RuntimeReport) -> None:
     """What it was measured on, and how the session was opened."""
     cpu = report.machine.cpu
-    facts, entries = st.columns(2, gap="large")
-    with facts:
-        st.markdown(
-            f"**{errors.escape(cpu.name or 'unknown processor')}**, {cpu.architecture}, {report.machine.cores} logical "
-            "cores"
-        )
-        known = {True: "yes", False: "no", None: "unknown"}
-        has = {
-            "AVX2": (cpu.avx2, "256-bit integer arithmetic"),
-            "AVX-512": (cpu.avx512, "the same on 512 bits"),
-            "VNNI": (cpu.vnni, "adds four 8-bit products in 32 bits at once"),
-            "AMX int8": (cpu.amx_int8, "multiplies tiles of 8-bit matrices"),
-            "Arm dot product": (cpu.dotprod, "adds four 8-bit products in 32 bits at once"),
-            "Arm i8mm": (cpu.i8mm, "multiplies small 8-bit matrices"),
-            "Pairs saturate": (cpu.saturates_pairs, "pairs of 8-bit products pass through 16 bits"),
-        }
-        st.table({
-            "Feature": list(has), "Here": [known[value] for value, _ in has.values()],
-            "What it does": [text for _, text in has.values()],
-        }, hide_index=True)  # fmt: skip
-    with entries:
-        st.markdown("**Entries set to keep the results those of the simulation**")
-        if report.entries:
-            st.markdown("\n".join(f"- `{name}`: {errors.escape(why)}" for name, why in report.entries.items()))
-        else:
-            st.markdown("None: the runtime's defaults already compute what was simulated.")
-        st.markdown("**Versions**")
-        st.markdown(" · ".join(f"{name} {version}" for name, version in report.machine.versions.items()))
+    st.markdown("**Entries of the session that results depend on here**")
+    if report.entries:
+        st.markdown("\n".join(f"- `{name}`: {errors.escape(why)}" for name, why in report.entries.items()))
+    else:
+        st.markdown("None: the runtime's defaults already compute what was simulated.")
+    name = errors.escape(cpu.name or "unknown processor")
+    st.markdown(f"**{name}**, {cpu.architecture}, {report.machine.cores} logical cores")
+    known = {True: "yes", False: "no", None: "unknown"}
+    has = {
+        "AVX2": (cpu.avx2, "256-bit integer arithmetic"),
+        "AVX-512": (cpu.avx512, "the same on 512 bits"),
+        "VNNI": (cpu.vnni, "adds four 8-bit products in 32 bits at once"),
+        "AMX int8": (cpu.amx_int8, "multiplies tiles of 8-bit matrices"),
+        "Arm dot product": (cpu.dotprod, "adds four 8-bit products in 32 bits at once"),
+        "Arm i8mm": (cpu.i8mm, "multiplies small 8-bit matrices"),
+        "Pairs saturate": (cpu.saturates_pairs, "pairs of 8-bit products pass through 16 bits"),
+    }
+    table = {
+        "Feature": list(has),
+        "Here": [known[value] for value, _ in has.values()],
+        "What it does": [text for _, text in has.values()],
+    }
+    st.table(table, hide_index=True)
+    st.markdown(f"**Versions** {' · '.join(f'{name} {version}' for name, version in report.machine.versions.items())}")

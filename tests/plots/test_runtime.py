@@ -90,9 +90,9 @@ def test_codes_that_arrive_and_those_made_stand_apart():
 def test_each_network_is_a_box_and_one_far_off_is_left_to_the_table(torch_seconds, drawn):
     seconds = {
         FLOAT: (0.001,) * 5, INTEGER: (0.002, 0.0021, 0.0019, 0.002, 0.002), DEFAULTS: (0.001,) * 5,
-        TORCH: (torch_seconds,) * 5,
     }  # fmt: skip
-    made = latencies([Timing(1, 2, seconds), Timing(32, 2, seconds)], False)
+    torch = {FLOAT: (0.001,) * 6, TORCH: (torch_seconds,) * 6}
+    made = latencies([Timing(n, 2, seconds) for n in (1, 32)], [Timing(n, 2, torch) for n in (1, 32)], False)
     names = [t.name for t in made.data]
     assert (TORCH in names) == drawn
     assert names.count(INTEGER) == 2

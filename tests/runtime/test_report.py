@@ -22,7 +22,7 @@ from qlab.runtime.measure import batch_of, blocked_report, needed_entries, runti
 from qlab.runtime.parity import parity
 from qlab.runtime.report import DEFAULTS, FLOAT, INTEGER, TORCH, RuntimeReport, Times
 from qlab.runtime.session import FLOAT_BLOCKS, RuntimeOptions
-from qlab.runtime.why import speed, why_not_faster
+from qlab.runtime.why import doubt, speed, why_not_faster
 
 BATCH = 8
 
@@ -74,7 +74,8 @@ def test_numbers_are_those_of_the_parts(report, qmodel, few):
 def test_times_are_of_the_batch_asked_for_and_of_one(report):
     times = report.times
     assert [t.batch for t in times.timings] == [1, BATCH]
-    assert {FLOAT, INTEGER, TORCH} <= set(times.timing.seconds)
+    assert {FLOAT, INTEGER} <= set(times.timing.seconds)
+    assert [(t.batch, set(t.seconds)) for t in times.torch] == [(n, {FLOAT, TORCH}) for n in (1, BATCH)]
     assert {o.shape[0] for o in times.executed.ops} == {BATCH}
     assert {o.kind for o in times.reference.ops} <= {"float", "move", "shape"}
     assert all(kind == "integer" for _, kind in report.kernels(times.executed))
@@ -123,7 +124,7 @@ def test_progress_tells_each_stage_and_may_stop_it(stages, qmodel, few):
     ]  # fmt: skip
     timed = [done for stage, done, _ in stages if stage == measure.TIME]
     assert timed == sorted(timed)
-    assert timed[-1] == 200
+    assert timed[-1] == 400
 
     class Stop(Exception):
         pass
@@ -177,13 +178,13 @@ def test_a_fixed_batch_is_kept_and_few_samples_are_repeated(residual):
 # ---- rules, on made-up times -----------------------------------------------------------------------------------------
 
 
-def with_times(report, floats, integers, defaults=None, ops=None, reference=None):
-    seconds = {FLOAT: floats, INTEGER: integers, TORCH: floats}
+def with_times(report, floats, integers, defaults=None, ops=None, reference=None, busy=0.0):
+    seconds = {FLOAT: floats, INTEGER: integers}
     if defaults:
         seconds[DEFAULTS] = defaults
     ran = Executed(tuple(ops), 1) if ops else report.times.executed
     other = Executed(tuple(reference), 1) if reference else report.times.reference
-    return replace(report, times=Times(ran, None, other, (Timing(BATCH, 2, seconds),), 0.0))
+    return replace(report, times=Times(ran, None, other, (Timing(BATCH, 2, seconds),), (), busy))
 
 
 def op(name, kind, microseconds, *, op="Conv", inputs=("a",), outputs=("b",), reads=("float",), writes=("float",)):
@@ -230,6 +231,18 @@ def test_small_ops_and_weight_only_are_told(report):
     (text,) = why_not_faster(replace(with_times(report, (1.0,) * 5, (2.0,) * 5, ops=opened), plan=plan))
     assert "weight-only" in text
     assert "30.0 %" in text
+
+
+def test_times_of_a_busy_machine_are_doubted(report):
+    ops = [op("conv1/Conv", "integer", 1000, op="QLinearConv")]
+
+    def made(floats, integers, busy=0.0):
+        return with_times(report, (floats,) * 5, (integers,) * 5, None, ops, ops, busy).times
+
+    assert doubt(made(1.1e-3, 1.2e-3)) is None
+    assert "Other programs took 50.0 %" in doubt(made(1.1e-3, 1.2e-3, 0.5))
+    assert "the integer network took 3.00 ms, its ops 1.00 ms" in doubt(made(1.1e-3, 3e-3))
+    assert "the float network took 3.00 ms" in doubt(made(3e-3, 1.2e-3))
 
 
 # ---- boundaries ------------------------------------------------------------------------------------------------------
