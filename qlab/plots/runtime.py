@@ -18,7 +18,7 @@ from qlab.runtime.report import DEFAULTS, FLOAT, INTEGER, TORCH
 
 ROW = 18  # pixels
 FAR = 6  # times the others
-TALL = 22  # rows that are seen at once
+TALL = 20  # rows that are seen at once
 WORDS: Mapping[Kind, str] = {
     "integer": "integer kernel",
     "float": "float kernel",
