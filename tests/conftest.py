@@ -24,6 +24,14 @@ def _two_threads():
     torch.set_num_threads(2)
 
 
+@pytest.fixture(autouse=True)
+def _own_threads(_two_threads):
+    """Pages take one thread for themselves; the next test gets its own back."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def cifar():
     """(model, calibration data, test data) of a ResNet-20; skips when the files are not beside the project."""

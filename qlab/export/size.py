@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -62,11 +63,17 @@ def file_size(qmodel: QuantizedModel) -> FileSize:
     """Of the file `to_onnx` writes, to the byte. Raises UnsupportedModel."""
     proto = quantized_onnx(qmodel).proto
     layers: dict[str, dict[str, int]] = {}
+    known = {row.layer for row in qmodel.ledger} | {s.name for s in qmodel.model.inputs}
+    readers = {name: node.name.split("/")[0] for node in reversed(proto.graph.node) for name in node.input}
     for constant in proto.graph.initializer:
-        layer, part = _part(constant)
+        stem, named, what = constant.name.partition("/")
+        layer = _layer(stem if named else readers.get(stem, stem), known)
+        part = _part(stem, what, constant.data_type)
         own = layers.setdefault(layer, {})
         own[part] = own.get(part, 0) + len(constant.raw_data)
-    ideal = _ideal(qmodel)
+    ideal: Counter[str] = Counter()
+    for key, count in _ideal(qmodel).items():
+        ideal[_layer(key, known)] += count
     for layer, own in layers.items():
         if "codes" in own and layer in ideal:
             own["waste"] = max(own["codes"] - ideal[layer], 0)
@@ -76,18 +83,21 @@ def file_size(qmodel: QuantizedModel) -> FileSize:
     return FileSize(**totals, float_file=float_onnx(qmodel.model).proto.ByteSize(), layers=layers)
 
 
-def _part(constant: onnx.TensorProto) -> tuple[str, str]:
-    """Layer and part of a constant, by the names `assemble` gives."""
-    stem, _, what = constant.name.partition("/")
+def _layer(name: str, known: Collection[str]) -> str:
+    """The layer, or the input, that something of this name belongs to: 'fc' of 'fc.weight'."""
+    owner = name
+    while owner not in known and "." in owner:
+        owner = owner.rpartition(".")[0]
+    return owner if owner in known else name
+
+
+def _part(stem: str, what: str, data_type: int) -> str:
+    """Part of a constant, by the names `assemble` gives."""
     what = what.split(".")[0]
     if stem.endswith(".bias"):
-        return stem.removesuffix(".bias"), {"codes": "biases", "scale": "scales"}.get(what, "stays_float")
-    part = {"codes": "codes", "scale": "scales", "own_scale": "scales", "zero_point": "zero_points"}.get(
-        what, "stays_float"
-    )
-    if part == "stays_float" and constant.data_type == onnx.TensorProto.INT64:
-        part = "graph"
-    return stem.removesuffix(".weight"), part
+        return {"codes": "biases", "scale": "scales"}.get(what, "stays_float")
+    parts = {"codes": "codes", "scale": "scales", "own_scale": "scales", "zero_point": "zero_points"}
+    return parts.get(what, "graph" if data_type == onnx.TensorProto.INT64 else "stays_float")
 
 
 def _ideal(qmodel: QuantizedModel) -> dict[str, int]:

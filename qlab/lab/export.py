@@ -21,6 +21,7 @@ from qlab.lab.experiment import Experiment
 from qlab.lab.progress import Stage
 from qlab.lab.store import Artifact, Store
 from qlab.lab.work import Outcome, Work
+from qlab.runtime.measure import has_block_products
 from qlab.runtime.session import RuntimeOptions, open_session, pairs_fit
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from qlab.graph.capture import Model
 
 EXPORT, ONNX_FILE, QUANTIZED_FILE = "export", "ONNX file", "quantized model"
-VERSION = 1  # of what is written; raise it when the files of the same request would be others
+VERSION = 2  # of what is written; raise it when the files of the same request would be others
 WRITE_QUANTIZED, WRITE_ONNX = "write .safetensors", "write ONNX"
 
 
@@ -39,9 +40,9 @@ class OnnxContents:
     """What is in an ONNX file. weights: ONNX type -> constants of that type that hold codes.
 
     grids: activations that lie on a grid known beforehand. domains: operator sets beside the standard one.
-    float_biases: layers whose bias does not fit 32 bits. pairs_fit: see RuntimeOptions. blocks: some weight has a scale
-    for each group. runtime: the version of ONNX Runtime that opened the file. inputs: (name, type, shape), 1 for a free
-    size.
+    float_biases: layers whose bias does not fit 32 bits. pairs_fit: see RuntimeOptions. blocks: the runtime multiplies
+    float inputs with blocks of integer weights, and may round the inputs too. runtime: the version of ONNX Runtime that
+    opened the file. inputs: (name, type, shape), 1 for a free size.
     """
 
     opset: int
@@ -144,6 +145,7 @@ def _write(work: Work, qmodel: QuantizedModel) -> dict[str, Any]:
 def _contents(
     qmodel: QuantizedModel, proto: onnx.ModelProto, grids: int, float_biases: Sequence[str]
 ) -> OnnxContents:  # fmt: skip
+    modes = {row.mode for row in qmodel.ledger if row.quantized and row.weight is not None}
     types: Counter[str] = Counter()
     for constant in proto.graph.initializer:
         stem, _, what = constant.name.partition("/")  # the names `assemble` gives
@@ -156,8 +158,8 @@ def _contents(
         weights=dict(types),
         grids=grids,
         float_biases=list(float_biases),
-        pairs_fit=pairs_fit(qmodel),
-        blocks=any(weight.scale.ndim == 2 for weight in qmodel.weights.values()),
+        pairs_fit=pairs_fit(qmodel) or not {"static", "dynamic"} & modes,
+        blocks="weight_only" in modes and has_block_products(qmodel, RuntimeOptions().for_model(qmodel)),
         runtime=onnxruntime.__version__,
         inputs=[
             (s.name, str(s.dtype).removeprefix("torch."), [1 if n is None else n for n in s.shape])

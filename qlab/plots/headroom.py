@@ -27,7 +27,7 @@ def headroom_bars(rows: Sequence[Headroom], dark: bool, most: int = 40) -> go.Fi
     colours = palette(dark)
     ranked = sorted(range(len(rows)), key=lambda i: _fullness(rows[i]), reverse=True)
     shown = [rows[i] for i in sorted(ranked[:most])]
-    made = figure(dark, height=124 + 26 * len(shown), bargap=0.25, barmode="overlay")
+    made = figure(dark, height=140 + 26 * len(shown), bargap=0.25, barmode="overlay")
     _sums(made, shown, colours)
     _pairs(made, shown, colours)
     left = len(rows) - len(shown)
@@ -79,7 +79,7 @@ def _sums(made: go.Figure, rows: Sequence[Headroom], colours: Palette) -> None:
         range=range_,
         tickvals=[10.0**power for power in range(low, math.floor(range_[1]) + 1)],
         ticktext=[f"{10.0**power:.12f}".rstrip("0").rstrip(".") for power in range(low, math.floor(range_[1]) + 1)],
-        title_text="largest sum: share of int32 (%, log scale)",
+        title_text="largest sum<br>share of int32 (%, log scale)",
     )
     _limit(made, "x", colours)
 
@@ -121,7 +121,7 @@ def _pairs(made: go.Figure, rows: Sequence[Headroom], colours: Palette) -> None:
     longest = max([p.possible_share * 100 for _, _, p in with_pairs], default=0.0)
     made.update_layout(
         xaxis2={
-            "title_text": "largest pair of products: share of int16 (%)",
+            "title_text": "largest pair of products<br>share of int16 (%)",
             "range": [0, max(110.0, longest * 1.05)],
             "zeroline": False,
         }

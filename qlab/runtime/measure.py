@@ -202,12 +202,12 @@ def needed_entries(qmodel: QuantizedModel) -> dict[str, str]:
     needed = []
     if EXACT_PAIRS in why and any(r.mode in ("static", "dynamic") for r in rows):
         needed.append(EXACT_PAIRS)
-    if any(r.mode == "weight_only" for r in rows) and _has_block_products(qmodel, options):
+    if any(r.mode == "weight_only" for r in rows) and has_block_products(qmodel, options):
         needed.append(FLOAT_BLOCKS)
     return {name: why[name] for name in needed}
 
 
-def _has_block_products(qmodel: QuantizedModel, options: RuntimeOptions) -> bool:
+def has_block_products(qmodel: QuantizedModel, options: RuntimeOptions) -> bool:
     """Whether the runtime makes products with blocks of integer weights of this graph; it does so for other layouts of
     scales as well."""
     with tempfile.TemporaryDirectory() as folder:

@@ -136,7 +136,9 @@ def test_refused_uploads_leave_one_box_and_a_page_that_works(server, visit) -> N
     alert = visited.page.get_by_test_id("stAlert")
     alert.first.wait_for(timeout=60_000)
     assert alert.count() == 1
-    assert visited.page.get_by_test_id("stCode").filter(has_text="torch.export.save").count() == 2
+    recipes = visited.page.get_by_test_id("stCode").filter(has_text="torch.export.save")
+    recipes.nth(1).wait_for()
+    assert recipes.count() == 2
     assert visited.page.get_by_test_id("stException").count() == 0
     visited.page.get_by_role("heading", level=3, name="Residual network on digits").wait_for()
     send(visited, 1, "raw.npz", raw.getvalue())

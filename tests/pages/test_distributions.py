@@ -25,14 +25,6 @@ WEIGHT, ACTIVATION = "layer1.0.conv1.weight", "layer1.0.relu@1"
 X86 = presets["x86"].default
 
 
-@pytest.fixture(autouse=True)
-def threads():
-    """The page takes one thread for itself; other tests get theirs back."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def model():
     return load_model("residual_digits")

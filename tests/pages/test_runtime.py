@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-import torch
 
 import qlab
 from qlab.lab.experiment import Experiment
@@ -49,13 +48,6 @@ def known(prepared_home):
     finally:
         patch.undo()
         store.close()
-
-
-@pytest.fixture(autouse=True)
-def threads():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -19,14 +19,6 @@ from qlab.runtime.steps import explain_element, explainable_layers, trace_layer
 MODEL = "conv_digits"
 
 
-@pytest.fixture(autouse=True)
-def threads():
-    """The page takes one thread for itself; other tests get theirs back."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module", autouse=True)
 def qmodel(prepared_home):
     """The sample under x86, as the page converts it; its exported graph is in the store from here on."""
