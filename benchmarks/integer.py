@@ -37,8 +37,12 @@ def kernels(case: Case) -> Iterator[Row]:
     yield Row(
         "convolutions and linears that ONNX Runtime runs as integer kernels, x86", f"{len(integer)} of {len(wanted)}",
         "all", integer == wanted,
-        f"{ran.share('integer'):.0%} of the time on integers, {len(ran.boundaries)} conversions: its input and output",
+        f"{ran.share('integer'):.0%} of the time on integers, {len(ran.boundaries)} conversions to or from float",
     )  # fmt: skip
+
+
+def _steps(count: float) -> str:
+    return f"{count:.0f} step" + ("" if round(count) == 1 else "s")
 
 
 def steps(case: Case) -> Iterator[Row]:
@@ -52,9 +56,9 @@ def steps(case: Case) -> Iterator[Row]:
         within = f"{found.output_within_step:.3%} of {found.tensors[-1].count:,} outputs within one step"
         yield Row(
             f"simulated and integer, largest difference of an output, {preset}",
-            f"{found.output_largest:.0f} step", "≤ 1" if preset == "x86" else "",
+            _steps(found.output_largest), "≤ 1" if preset == "x86" else "",
             found.output_largest <= 1.001 if preset == "x86" else None,
-            f"{within}; one op by itself: {own:.0f} step",
+            f"{within}; one op by itself: {_steps(own)}",
         )  # fmt: skip
         yield Row(
             f"simulated and integer, same class, {preset}", f"{found.agreement:.2%}", "≥ 99.5 %",
@@ -63,7 +67,7 @@ def steps(case: Case) -> Iterator[Row]:
     qmodel = qlab.convert(case.model, qlab.presets["x86"], calib)
     loose = parity(qmodel, inputs, DEFAULTS)
     yield Row(
-        "the same for x86 with the defaults of ONNX Runtime", f"{loose.output_largest:.0f} steps", "", None,
+        "the same for x86 with the defaults of ONNX Runtime", _steps(loose.output_largest), "", None,
         f"{loose.agreement:.1%} the same class" + saturating(),
     )  # fmt: skip
 
