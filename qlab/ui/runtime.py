@@ -249,8 +249,9 @@ def _agreement(compared: Parity) -> str | None:
 
 
 def findings(report: RuntimeReport) -> None:
-    """What a person must not overlook: results that are others by default, and a machine that was busy."""
-    from qlab.runtime.why import doubt
+    """What a person must not overlook: why integer is slower, results that are others by default, a busy machine."""
+    from qlab.runtime import report as names
+    from qlab.runtime.why import doubt, speed, why_not_faster
 
     assert report.times is not None
     assert report.numbers is not None
@@ -270,6 +271,12 @@ def findings(report: RuntimeReport) -> None:
         text += ". Why, and the entry that prevents it, stands under This machine."
         worse = _worse(defaults, same)
         (st.warning if worse else st.caption)(text if worse else text.replace("**", ""))
+    name = names.INTEGER if shown(report)[2] else names.DEFAULTS
+    if speed(report.times.timing, name).outcome == "slower":
+        why = why_not_faster(report, as_simulated=shown(report)[2])
+        st.markdown(f"**Why slower.** {errors.escape(why[0])}" if why else "**Slower**, for no reason that shows here.")
+        if len(why) > 1:
+            st.caption(f"{len(why) - 1} more under Latency.")
     if (reason := doubt(report.times)) is not None:
         st.warning(f"{reason}, so the times say little. Measure again when it is quiet.")
 

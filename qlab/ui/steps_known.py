@@ -148,6 +148,13 @@ def inputs_of(qmodel: QuantizedModel, sample: int) -> tuple[Tensor, ...]:
     return tuple(torch.from_numpy(np.repeat(x, times, axis=0)) for x in example)
 
 
+@st.cache_resource(max_entries=16, show_spinner=False)
+def _entries(key: Key, _qmodel: QuantizedModel) -> Mapping[str, str]:
+    from qlab.runtime.measure import needed_entries
+
+    return needed_entries(_qmodel)
+
+
 def answers(key: Key, layer: str, sample: int, index: tuple[int, ...], qmodel: QuantizedModel) -> Answers:
     """By hand, and from the integer kernel where it can be had."""
     import onnxruntime
@@ -162,7 +169,7 @@ def answers(key: Key, layer: str, sample: int, index: tuple[int, ...], qmodel: Q
     except (UnsupportedModel, InvalidConfig) as error:
         return Answers(steps, None, None, str(error))
     own = kernel.trace.explain(index)
-    return Answers(steps, kernel, own, runtime=onnxruntime.__version__, entries=session.options.explain())
+    return Answers(steps, kernel, own, runtime=onnxruntime.__version__, entries=_entries(key, qmodel))
 
 
 def disagreement(key: Key, layer: str, qmodel: QuantizedModel) -> tuple[int, tuple[int, ...]] | None:

@@ -16,7 +16,8 @@ from qlab.metrics import percent, write
 from qlab.preset import presets
 from qlab.runtime import measure
 from qlab.runtime import report as reports
-from qlab.ui import cache, jobs, runtime
+from qlab.runtime.why import why_not_faster
+from qlab.ui import cache, errors, jobs, runtime
 
 MODEL = "conv_digits"
 BATCH = 8
@@ -208,3 +209,24 @@ def test_a_busy_machine_is_told(page, known, monkeypatch) -> None:
     quiet = replace(known["x86"], times=replace(known["x86"].times, busy=0.01))
     monkeypatch.setattr(runtime, "known", lambda _model: quiet)
     assert not any("of this machine when" in w.value for w in page().warning)
+
+
+@pytest.mark.parametrize(("factor", "told"), [(2.0, True), (0.5, False)], ids=["slower", "faster"])
+@pytest.mark.parametrize("preset", ["x86", "dynamic"])
+def test_why_integer_is_slower_stands_above_the_tabs(page, known, monkeypatch, preset, factor, told) -> None:
+    """The times of a machine on which integer takes twice the time of float, or half of it."""
+    times = known[preset].times
+    float_took = {t.batch: t.seconds[reports.FLOAT] for t in times.timings}
+    timings = tuple(
+        replace(t, seconds={**t.seconds, reports.INTEGER: tuple(factor * s for s in float_took[t.batch])})
+        for t in times.timings
+    )
+    report = replace(known[preset], times=replace(times, timings=timings))
+    monkeypatch.setattr(runtime, "measured", lambda model: report)
+    at = page(preset)
+    assert not at.exception
+    lines = [m.value for m in at.markdown if m.value.startswith(("**Why slower.**", "**Slower**"))]
+    assert len(lines) == told
+    reasons = why_not_faster(report)
+    if reasons:
+        assert lines == [f"**Why slower.** {errors.escape(reasons[0])}"]
