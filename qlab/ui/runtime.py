@@ -274,9 +274,8 @@ def findings(report: RuntimeReport) -> None:
     name = names.INTEGER if shown(report)[2] else names.DEFAULTS
     if speed(report.times.timing, name).outcome == "slower":
         why = why_not_faster(report, as_simulated=shown(report)[2])
-        st.markdown(f"**Why slower.** {errors.escape(why[0])}" if why else "**Slower**, for no reason that shows here.")
-        if len(why) > 1:
-            st.caption(f"{len(why) - 1} more under Latency.")
+        text = f"**Why slower.** {errors.escape(why[0])}" if why else "**Slower**, for no reason that shows here."
+        st.markdown(text + (f" More under Latency ({len(why) - 1})." if len(why) > 1 else ""))
     if (reason := doubt(report.times)) is not None:
         st.warning(f"{reason}, so the times say little. Measure again when it is quiet.")
 
