@@ -441,8 +441,8 @@ class _Builder:
                     refuse_training(layer, "BatchNorm counts its batches")
                 raise UnsupportedModel(
                     f"The model writes to its own {shown(parameter)} while it runs (in {layer}), so its result depends "
-                    "on what ran before. If it was exported in training mode, call model.eval() first:\n\n"
-                    f"{EXPORT_LINES}\n\nOtherwise give that state in and out of forward as tensors."
+                    "on what ran before. Give that state in and out of forward as tensors. If it was exported in "
+                    f"training mode, it is enough to call model.eval() first:\n\n{EXPORT_LINES}"
                 )
             if base.op == "placeholder" and base not in self.written_inputs:
                 self.written_inputs.append(base)

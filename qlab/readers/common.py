@@ -98,7 +98,7 @@ def from_bfloat16(bits: np.ndarray) -> np.ndarray:
 def model_advice() -> str:
     from qlab.graph.archive import EXPORT_LINES
 
-    return f"A model is brought in like this:\n{EXPORT_LINES}"
+    return f"A model is brought in like this:\n\n{EXPORT_LINES}"
 
 
 def are_sizes(value: Any) -> bool:

@@ -20,9 +20,11 @@ def open_upload_tab(visited) -> None:
     visited.page.get_by_role("tab", name="Your own network or data").click()
 
 
-def send(visited, which: int, name: str, content: bytes) -> None:
-    """Hands a file to the first (network) or second (data) uploader and waits until the page has taken it."""
-    box = visited.page.get_by_test_id("stFileUploaderDropzoneInput").nth(which)
+def send(visited, which: str, name: str, content: bytes) -> None:
+    """Hands a file to the uploader of a model or of data and waits until the page has taken it."""
+    # By its key: for a moment after a tab opens, the second uploader may be there without the first.
+    uploader = visited.page.locator(f'[class*="st-key-start_upload_{which}_"]')
+    box = uploader.get_by_test_id("stFileUploaderDropzoneInput")
     box.set_input_files({"name": name, "mimeType": "application/octet-stream", "buffer": content})
     visited.page.wait_for_timeout(500)
     visited.settle()
@@ -107,9 +109,9 @@ def test_upload_of_network_and_data_leads_to_an_accuracy_and_frees_the_memory(se
     visited = visit(server)
     visited.settle(120)
     open_upload_tab(visited)
-    send(visited, 0, "my_network.pt2", (SAMPLE / "model.pt2").read_bytes())
+    send(visited, "model", "my_network.pt2", (SAMPLE / "model.pt2").read_bytes())
     visited.page.get_by_role("heading", level=3, name="my_network.pt2").wait_for(timeout=60_000)
-    send(visited, 1, "my_data.npz", (SAMPLE / "data.npz").read_bytes())
+    send(visited, "data", "my_data.npz", (SAMPLE / "data.npz").read_bytes())
     visited.page.get_by_test_id("stMetric").filter(has_text="Float accuracy").wait_for(timeout=180_000)
     visited.settle()
     assert visited.page.get_by_test_id("stAlert").count() == 0
@@ -132,7 +134,7 @@ def test_refused_uploads_leave_one_box_and_a_page_that_works(server, visit) -> N
     visited = visit(server)
     visited.settle(120)
     open_upload_tab(visited)
-    send(visited, 0, "whole_module.pt", whole_module.getvalue())
+    send(visited, "model", "whole_module.pt", whole_module.getvalue())
     alert = visited.page.get_by_test_id("stAlert")
     alert.first.wait_for(timeout=60_000)
     assert alert.count() == 1
@@ -141,5 +143,11 @@ def test_refused_uploads_leave_one_box_and_a_page_that_works(server, visit) -> N
     assert recipes.count() == 2
     assert visited.page.get_by_test_id("stException").count() == 0
     visited.page.get_by_role("heading", level=3, name="Residual network on digits").wait_for()
-    send(visited, 1, "raw.npz", raw.getvalue())
+    # The same file taken for data: the words in the box, the lines of Python below it.
+    send(visited, "data", "whole_module.pt", whole_module.getvalue())
+    as_data = alert.filter(has_text="A model is brought in like this:")
+    as_data.wait_for(timeout=60_000)
+    recipes.nth(2).wait_for()
+    assert "torch.export.save" not in as_data.inner_text()
+    send(visited, "data", "raw.npz", raw.getvalue())
     visited.page.get_by_test_id("stAlert").filter(has_text="Set scale=1/255").wait_for(timeout=60_000)
