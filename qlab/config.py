@@ -196,11 +196,20 @@ class QConfigMapping:
         for key in self.by_type:
             if key not in OP_TYPES:
                 raise InvalidConfig(f"op type {key!r} is not known: use one of {', '.join(sorted(OP_TYPES))}.")
-        values = [self.default, *self.by_type.values(), *self.by_name.values()]
-        if any(v is not None and not isinstance(v, QConfig) for v in values):
+        if any(v is not None and not isinstance(v, QConfig) for v in self.rules):
             raise InvalidConfig("a mapping holds QConfig objects, or None for float.")
         object.__setattr__(self, "by_type", dict(self.by_type))
         object.__setattr__(self, "by_name", dict(self.by_name))
+
+    @property
+    def rules(self) -> tuple[QConfig | None, ...]:
+        """All its configs: the default, those of types, those of names."""
+        return self.default, *self.by_type.values(), *self.by_name.values()
+
+    @property
+    def needs_ranges(self) -> bool:
+        """Whether any op takes its range from a calibration."""
+        return any(rule is not None and rule.mode == "static" for rule in self.rules)
 
     def resolve(self, layer: str, op_type: str) -> Resolved:
         """The config for this layer and op type, with the rule that gave it."""

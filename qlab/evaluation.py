@@ -109,6 +109,12 @@ class Comparison:
             "gained_indices": list(self.gained_indices), "changed_indices": list(self.changed_indices),
         }  # fmt: skip
 
+    @classmethod
+    def from_dict(cls, d: Mapping[str, Any]) -> Comparison:
+        given = ((name, d[name]) for name in cls.__dataclass_fields__)
+        fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in given}
+        return cls(**fields)
+
 
 def evaluate(
     model_or_qmodel: Model | QuantizedModel, data: Dataset, reference: Model | Evaluation | None = None,

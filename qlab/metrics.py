@@ -12,6 +12,7 @@ from typing import Literal
 
 Direction = Literal["up", "down", "none"]
 MINUS = "−"
+BYTES = ("B", "kB", "MB", "GB", "TB")
 MISSING = "–"
 
 
@@ -92,11 +93,18 @@ def whole(value: float) -> str:
     return f"{round(value):,}"
 
 
+def step_of(value: float, base: float, count: int) -> int:
+    """The largest power of the base, below `count`, in which the number as it is written is 1 or above."""
+    size, power = abs(value), 0
+    while size >= base * 0.9995 and power < count - 1:
+        size, power = size / base, power + 1
+    return power
+
+
 def in_steps(value: float, base: float, steps: tuple[str, ...]) -> str:
     """Three significant digits in the largest unit that keeps the number at 1 or above."""
-    size, power = abs(value), 0
-    while size >= base * 0.9995 and power < len(steps) - 1:
-        size, power = size / base, power + 1
+    power = step_of(value, base, len(steps))
+    size = abs(value) / base**power
     number = f"{size:.0f}" if power == 0 or size >= 100 else f"{size:.1f}" if size >= 10 else f"{size:.2f}"
     return join(f"{'-' if value < 0 else ''}{number}", steps[power])
 
@@ -109,7 +117,7 @@ def steps(value: float) -> str:
 
 
 def byte_size(value: float) -> str:
-    return in_steps(value, 1000, ("B", "kB", "MB", "GB", "TB"))
+    return in_steps(value, 1000, BYTES)
 
 
 def large_count(value: float) -> str:

@@ -24,6 +24,15 @@ def _two_threads():
     torch.set_num_threads(2)
 
 
+@pytest.fixture(scope="module")
+def one_thread(_two_threads):
+    """For modules of small tensors: a second thread waits more than it computes, and much longer on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(autouse=True)
 def _own_threads(_two_threads):
     """Pages take one thread for themselves; the next test gets its own back."""

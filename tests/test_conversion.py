@@ -11,6 +11,7 @@ import qlab
 from qlab.config import QSCHEMES, QConfig, QConfigMapping, QuantSpec
 from qlab.errors import DataMismatch, InvalidConfig, NonFinite, NotObserved
 from qlab.samples import sample_names
+from tests.networks import Twice
 
 W8 = QuantSpec(bits=8, qscheme="per_channel_symmetric")
 A8 = QuantSpec(bits=8)
@@ -268,14 +269,6 @@ def test_size_counts_packed_bits(small):
 
 
 def test_a_shared_weight_is_stored_once():
-    class Twice(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.fc = nn.Linear(8, 8)
-
-        def forward(self, x):
-            return self.fc(torch.relu(self.fc(x)))
-
     model = qlab.load_model(Twice().eval(), torch.randn(2, 8))
     qmodel = qlab.convert(model, qlab.presets["int8_weight_only"])
     assert qmodel.weights["fc"] is qmodel.weights["fc@1"]

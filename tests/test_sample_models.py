@@ -31,13 +31,7 @@ MEGABYTE = 1024**2
 each_sample = pytest.mark.parametrize("name", NAMES)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """These nets are small: two threads gain nothing and wait for each other on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def card(name: str) -> dict[str, Any]:

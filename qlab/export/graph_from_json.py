@@ -16,9 +16,10 @@ from torch import Tensor, fx, nn
 from qlab.errors import BadUpload, QLabError, UnsafeFile
 from qlab.export.fields import ADVICE, at, damaged, printable, sizes_at, text_at, typed
 from qlab.export.graph_json import listed_operator
-from qlab.graph.archive_graph import MAX_NODES, InputSpec, build_graph
+from qlab.graph.archive_graph import MAX_NODES, build_graph
 from qlab.graph.archive_ops import SCALAR_OPERATORS
 from qlab.graph.archive_schema import DTYPES, MEMORY_FORMATS, STRIDED, check_strings, shown
+from qlab.graph.archive_sizes import InputSpec
 
 MAX_ITEMS = 10_000  # of an operator that returns a list
 

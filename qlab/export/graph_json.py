@@ -21,8 +21,8 @@ import torch
 from torch import fx
 
 from qlab.errors import UnsupportedModel
-from qlab.graph.archive_graph import InputSpec
 from qlab.graph.archive_ops import SCALAR_OPERATORS, aten_operator
+from qlab.graph.archive_sizes import InputSpec
 from qlab.graph.capture import Model
 
 _SCALAR_NAMES = {function: name for name, (function, _) in SCALAR_OPERATORS.items()}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from qlab.config import QuantSpec
 from qlab.export.onnxruntime_settings import Settings
-from qlab.export.script_parts import LOAD_DATA, comment, data_constants, file_stem, head, model_path, named_layers
+from qlab.export.script_parts import LOAD_DATA, file_stem, named_layers, preamble
 from qlab.export.translation import Difference, Translation
 from qlab.graph.ops import op_type
 from qlab.graph.optypes import OP_TYPES
@@ -34,23 +34,16 @@ _DYNAMIC = ("linear", "lstm")
 def onnxruntime_script(experiment: Experiment, qmodel: QuantizedModel) -> Translation:
     """The experiment for ONNX Runtime; differences name what its quantizers cannot say."""
     chosen = _Choice(qmodel)
-    model, remark, lost = model_path(experiment.model)
-    data, data_differences = data_constants(experiment)
-    differences = ([lost] if lost else []) + data_differences + chosen.differences
     stem = file_stem(experiment)
-    fixed = qmodel.model.fixed_batch
     what = (
         "Exports the network to ONNX, quantizes it with the quantizer of ONNX Runtime, and measures both files there."
     )
+    install = "torch, onnx, onnxscript, onnxruntime, numpy (written for ONNX Runtime 1.31)."
+    begin, differences = preamble(
+        experiment, qmodel.model.fixed_batch, what, install, _IMPORTS[chosen.mode], chosen.differences
+    )  # fmt: skip
     parts = [
-        head(experiment, what, "torch, onnx, onnxscript, onnxruntime, numpy (written for ONNX Runtime 1.31).",
-             differences),
-        _IMPORTS[chosen.mode],
-        *([comment(remark)] if remark else []),
-        f"MODEL = {model!r}",
-        data,
-        f"BATCH_SIZE = {fixed or experiment.batch_size}",
-        f"FIXED_BATCH = {fixed is not None}  # whether the graph takes this batch size alone",
+        begin,
         f"FLOAT, OUTPUT = {stem + '.float.onnx'!r}, {stem + '.onnxruntime.onnx'!r}",
         "# (module, operators, which of them in order): layers that stay float",
         "EXCLUDED = [" + "".join(f"\n    {row!r}," for row in chosen.excluded()) + ("\n]" if chosen.left else "]"),
@@ -59,7 +52,7 @@ def onnxruntime_script(experiment: Experiment, qmodel: QuantizedModel) -> Transl
         chosen.call(),
         _MEASURE,
     ]  # fmt: skip
-    return Translation("\n".join(parts), f"{stem}_onnxruntime.py", tuple(differences))
+    return Translation("\n".join(parts), f"{stem}_onnxruntime.py", differences)
 
 
 class _Choice:
@@ -74,10 +67,7 @@ class _Choice:
         self.activation = _most([r.activation for r in own if r.activation is not None])
         self.settings = Settings(self.mode, self.weight, self.activation, self._longest(own))
         self.differences: list[Difference] = []
-        self.kept: list[LedgerRow] = []
-        for row in rows:
-            if row.mode == self.mode and self._takes(row):
-                self.kept.append(row)
+        self.kept = [row for row in rows if row.mode == self.mode and self._takes(row)]
         self._tell_left(rows)
         kept_weights = named_layers(r.layer for r in self.kept if r.weight is not None)
         kept_activations = named_layers(r.layer for r in self.kept if r.activation is not None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from qlab.config import QuantSpec
-from qlab.export.translation import Difference
+from qlab.export.translation import Difference, observer_words, takes_whole_range
 from qlab.quant.observers import OBSERVERS
 
 ENTROPY_BINS = 128
@@ -70,9 +70,9 @@ class Settings:
         return out
 
     def _of_weights(self, spec: QuantSpec, layers: tuple[str, ...], say: Say) -> None:
-        if not _whole_range(spec):
+        if not takes_whole_range(spec):
             why = "ONNX Runtime ranges weights by minimum and maximum."
-            say(layers, f"weights ranged by {_told(spec)}", "minimum and maximum", why)
+            say(layers, f"weights ranged by {observer_words(spec)}", "minimum and maximum", why)
         if self.mode == "weight_only":
             if spec.bits != self.block_bits:
                 why = "MatMulNBits has 2, 4 and 8 bits."
@@ -109,14 +109,14 @@ class Settings:
             say(layers, "activations per channel", "activations per tensor", why)
         if spec.observer == "mse":
             why = "ONNX Runtime has no rule of least squared error; nothing is clipped."
-            say(layers, f"activations ranged by {_told(spec)}", "minimum and maximum", why)
+            say(layers, f"activations ranged by {observer_words(spec)}", "minimum and maximum", why)
         if spec.observer == "entropy":
             bins = OBSERVERS["entropy"].settings(spec.observer_args)["bins"]
             why = "quantize_static has no setting for it."
             say(layers, f"entropy on {bins} bins", f"entropy on {ENTROPY_BINS} bins", why)
         if spec.observer == "moving_average":
             why = "Within one pass CalibMovingAverage takes the plain mean of the batches' ranges."
-            say(layers, f"activations ranged by {_told(spec)}", "the mean of the batches' ranges", why)
+            say(layers, f"activations ranged by {observer_words(spec)}", "the mean of the batches' ranges", why)
         self._codes(spec, self.activation_type, False, "activation", layers, say)
 
     def _codes(self, spec: QuantSpec, kind: str, reduced: bool, what: str, layers: tuple[str, ...], say: Say) -> None:
@@ -208,12 +208,3 @@ quantizer.model.save_model_to_file(OUTPUT)
 
 def _type(spec: QuantSpec, bits: int) -> str:
     return f"Q{'' if spec.signed else 'U'}Int{bits}"
-
-
-def _whole_range(spec: QuantSpec) -> bool:
-    return spec.observer == "min_max" or OBSERVERS[spec.observer].settings(spec.observer_args).get("percentile") == 100
-
-
-def _told(spec: QuantSpec) -> str:
-    settings = ", ".join(f"{k} {v}" for k, v in OBSERVERS[spec.observer].settings(spec.observer_args).items())
-    return f"{spec.observer}{f' ({settings})' if settings else ''}"

@@ -56,8 +56,7 @@ def _split(experiment: Experiment) -> list[str]:
 
 def _measure(experiment: Experiment) -> list[str]:
     mapping, size = experiment.resolved_mapping, experiment.batch_size
-    configs = (mapping.default, *mapping.by_type.values(), *mapping.by_name.values())
-    if any(c is not None and c.mode == "static" for c in configs):
+    if mapping.needs_ranges:
         calibrated = [f"calibration = qlab.calibrate(model, data, batch_size={size})"]
     else:
         calibrated = ["calibration = None  # nothing takes its range from the data"]
@@ -90,9 +89,7 @@ print(f"size       {qmodel.size.quantized_bytes:,} bytes, float {qmodel.size.flo
 def _mapping(mapping: QConfigMapping | str) -> str:
     if isinstance(mapping, str):
         return f"mapping = qlab.presets[{mapping!r}]"
-    rules = [mapping.default, *mapping.by_type.values(), *mapping.by_name.values()]
-    distinct: list[QConfig] = []
-    distinct += [c for i, c in enumerate(rules) if c is not None and c not in rules[:i]]
+    distinct = [c for i, c in enumerate(mapping.rules) if c is not None and c not in mapping.rules[:i]]
 
     def name(config: QConfig | None) -> str:
         return "None" if config is None else f"config_{distinct.index(config) + 1}"

@@ -13,6 +13,7 @@ from qlab.samples import SAMPLES, sample_names
 
 WIDTH = 118
 LAYERS_NAMED = 6
+STEM = 60  # characters of a file name before its ending
 
 
 def comment(text: str, indent: str = "") -> str:
@@ -66,8 +67,12 @@ def file_stem(experiment: Experiment) -> str:
     stem = model_name(experiment.model).replace("\\", "/").rsplit("/", 1)[-1].removesuffix(".pt2")
     if stem.startswith("sha256:"):
         stem = "model"
-    config = experiment.mapping if isinstance(experiment.mapping, str) else "quantized"
-    return re.sub(r"[^A-Za-z0-9_-]+", "_", f"{stem}_{config}").strip("_")[:80] or "model"
+    return safe_stem(stem, experiment.mapping if isinstance(experiment.mapping, str) else None)
+
+
+def safe_stem(model: str, config: str | None) -> str:
+    """Letters, digits, dash and underscore: names of uploads come from outside."""
+    return re.sub(r"[^A-Za-z0-9-]+", "_", f"{model}_{config or 'quantized'}").strip("_-")[:STEM] or "model"
 
 
 def stand_in(reference: Any, what: str, path: str) -> tuple[str, str | None, Difference | None]:
@@ -120,6 +125,29 @@ def data_constants(experiment: Experiment) -> tuple[str, list[Difference]]:
     lines += [f"{key.upper()} = {table.get(key)!r}" for key in ("scale", "mean", "std")]
     lines.append(f"CALIBRATION_SAMPLES = {experiment.calibration_samples!r}  # None: the split in the file")
     lines.append(f"SEED = {experiment.seed!r}")
+    return "\n".join(lines), differences
+
+
+def preamble(
+    experiment: Experiment, fixed_batch: int | None, what: str, install: str, imports: str,
+    own: Sequence[Difference],
+) -> tuple[str, tuple[Difference, ...]]:  # fmt: skip
+    """Head, imports and the constants that say what is quantized on which data; all differences, own ones last.
+
+    what, install: see `head`. own: what this translation does differently.
+    """
+    model, remark, lost = model_path(experiment.model)
+    data, of_data = data_constants(experiment)
+    differences = (*([lost] if lost else []), *of_data, *own)
+    lines = [
+        head(experiment, what, install, differences),
+        imports,
+        *([comment(remark)] if remark else []),
+        f"MODEL = {model!r}",
+        data,
+        f"BATCH_SIZE = {fixed_batch or experiment.batch_size}",
+        f"FIXED_BATCH = {fixed_batch is not None}  # whether the graph takes this batch size alone",
+    ]
     return "\n".join(lines), differences
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import fx
 
-from qlab.export.script_parts import LOAD_DATA, comment, data_constants, file_stem, head, model_path, named_layers
+from qlab.export.script_parts import LOAD_DATA, file_stem, named_layers, preamble
 from qlab.export.torchao_specs import Specs
 from qlab.export.translation import Difference, Translation
 from qlab.graph.ops import activation_inputs, op_type, packet_name
@@ -27,23 +27,17 @@ def torchao_script(experiment: Experiment, qmodel: QuantizedModel) -> Translatio
     """The experiment for torchao; differences name what its observers, specs and graph cannot say."""
     plan = _Plan(qmodel)
     plan.read()
-    model, remark, lost = model_path(experiment.model)
-    data, data_differences = data_constants(experiment)
-    differences = ([lost] if lost else []) + data_differences + plan.differences()
     stem = file_stem(experiment)
-    fixed = qmodel.model.fixed_batch
     what = (
         "Quantizes the network in torchao's PT2E flow: observers in the exported graph, a pass over the calibration "
         "samples, then quantize and dequantize operators that a backend turns into integer kernels."
     )
+    install = "torch, torchao, numpy (written for torchao 0.18)."
+    begin, differences = preamble(
+        experiment, qmodel.model.fixed_batch, what, install, _IMPORTS, plan.differences()
+    )  # fmt: skip
     parts = [
-        head(experiment, what, "torch, torchao, numpy (written for torchao 0.18).", differences),
-        _IMPORTS,
-        *([comment(remark)] if remark else []),
-        f"MODEL = {model!r}",
-        data,
-        f"BATCH_SIZE = {fixed or experiment.batch_size}",
-        f"FIXED_BATCH = {fixed is not None}  # whether the graph takes this batch size alone",
+        begin,
         f"OUTPUT = {stem + '.torchao.pt2'!r}",
         "",
         plan.text(),
@@ -51,7 +45,7 @@ def torchao_script(experiment: Experiment, qmodel: QuantizedModel) -> Translatio
         LOAD_DATA,
         _RUN,
     ]
-    return Translation("\n".join(parts), f"{stem}_torchao.py", tuple(differences))
+    return Translation("\n".join(parts), f"{stem}_torchao.py", differences)
 
 
 class _Plan:

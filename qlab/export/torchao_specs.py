@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from qlab.config import QuantSpec
 from qlab.export.script_parts import named_layers
-from qlab.export.translation import Difference
+from qlab.export.translation import Difference, observer_words, takes_whole_range
 from qlab.quant.observers import OBSERVERS
 
 
@@ -70,10 +70,10 @@ class Specs:
 
     def _observer(self, spec: QuantSpec, layer: str, what: str, per_channel: bool, constant: bool) -> str:
         settings = OBSERVERS[spec.observer].settings(spec.observer_args)
-        whole_range = spec.observer == "min_max" or settings.get("percentile") == 100
+        whole_range = takes_whole_range(spec)
         if per_channel:
             if not whole_range:
-                asked = f"{what} per channel ranged by {_told(spec)}"
+                asked = f"{what} per channel ranged by {observer_words(spec)}"
                 written = "minimum and maximum of each channel (PerChannelMinMaxObserver)"
                 self._say(layer, asked, written, "torchao has no other observer per channel.")
             return "PerChannelMinMaxObserver"
@@ -87,7 +87,7 @@ class Specs:
             if spec.observer == "mse"
             else "torchao has no such observer; this one looks for the least squared error."
         )
-        self._say(layer, f"{what} ranged by {_told(spec)}", "HistogramObserver", why)
+        self._say(layer, f"{what} ranged by {observer_words(spec)}", "HistogramObserver", why)
         return "HistogramObserver"
 
     def _codes(self, spec: QuantSpec, layer: str) -> tuple[str, bool]:
@@ -100,11 +100,6 @@ class Specs:
             )  # fmt: skip
             signed = True
         return ("symmetric" if spec.symmetric else "affine"), signed
-
-
-def _told(spec: QuantSpec) -> str:
-    settings = ", ".join(f"{k} {v}" for k, v in OBSERVERS[spec.observer].settings(spec.observer_args).items())
-    return f"{spec.observer}{f' ({settings})' if settings else ''}"
 
 
 def _dtype(signed: bool, bits: int) -> str:

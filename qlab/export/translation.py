@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from qlab.config import QuantSpec
+from qlab.quant.observers import OBSERVERS
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -26,3 +29,14 @@ class Translation:
     text: str
     file_name: str
     differences: tuple[Difference, ...]
+
+
+def observer_words(spec: QuantSpec) -> str:
+    """The rule of a range with its settings: percentile (percentile 99.99)."""
+    settings = ", ".join(f"{k} {v}" for k, v in OBSERVERS[spec.observer].settings(spec.observer_args).items())
+    return f"{spec.observer}{f' ({settings})' if settings else ''}"
+
+
+def takes_whole_range(spec: QuantSpec) -> bool:
+    """Whether nothing is cut off: what every tool calls minimum and maximum."""
+    return spec.observer == "min_max" or OBSERVERS[spec.observer].settings(spec.observer_args).get("percentile") == 100

@@ -20,7 +20,7 @@ import torch
 from torch import fx, nn
 
 from qlab.errors import BadUpload, UnsafeFile
-from qlab.graph.archive_graph import InputSpec, build_graph
+from qlab.graph.archive_graph import build_graph
 from qlab.graph.archive_schema import (
     EXPORT_LINES,
     as_bool,
@@ -40,6 +40,7 @@ from qlab.graph.archive_schema import (
     shown,
     text_at,
 )
+from qlab.graph.archive_sizes import InputSpec
 
 __all__ = ["EXPORT_LINES", "InputSpec", "Program", "read_program"]
 

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import builtins
-import keyword
 import operator as operators
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import fx, nn
 
 from qlab.errors import UnsafeFile, UnsupportedModel
 from qlab.graph.archive_checks import check_training, check_values, refuse_target, refuse_training
+from qlab.graph.archive_names import identifier, module_meta
 from qlab.graph.archive_ops import DROPPED, HIDDEN_ALIASES, SCALAR_OPERATORS, aten_operator
 from qlab.graph.archive_schema import (
     EXPORT_LINES,
-    MEMORY_FORMATS,
-    STRIDED,
-    affine,
     as_bool,
     as_float,
     as_int,
@@ -29,31 +25,21 @@ from qlab.graph.archive_schema import (
     damaged,
     dtype_of,
     field,
+    layout_of,
     list_at,
+    memory_format_of,
     record_at,
     shown,
     text_at,
     union,
 )
+from qlab.graph.archive_sizes import InputSpec, Sizes, hint
 
 MAX_NODES = 50_000
-MAX_DIMENSIONS = 16
 MAX_BITS = 1_024  # of a size: Python's integers have no end, and squaring one forty times is enough to fill the memory
 
 # tensor(kind, name): the weight of that name; kind is "parameter", "buffer" or "constant"
 TensorOf = Callable[[str, str], torch.Tensor]
-
-
-@dataclass(frozen=True)
-class InputSpec:
-    """One input of a program. Free dimensions are None in `shape`; minimum and maximum equal the size elsewhere."""
-
-    name: str
-    dtype: torch.dtype
-    shape: tuple[int | None, ...]
-    example_shape: tuple[int, ...]
-    minimum: tuple[int, ...]
-    maximum: tuple[int | None, ...]
 
 
 # What an argument of a type may be written as. A tensor may be a number: torch wraps it.
@@ -78,16 +64,6 @@ _ACCEPTED: dict[str, frozenset[str]] = {
 }
 _SCALARS = frozenset({"as_int", "as_float", "as_bool", "as_sym_int", "as_sym_float", "as_sym_bool"})
 
-# Names that mean something else inside the code torch.fx generates.
-_RESERVED = frozenset({"self", "torch", "device", "inf", "nan", "NoneType", "fx_pytree", "pytree", "math", "operator"})
-
-
-def _identifier(name: str, fallback: str) -> str:
-    """A name that may be written into generated code. torch writes identifiers; a file may hold anything."""
-    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,199}", name) or name.startswith("__"):
-        return fallback
-    return f"{name}_" if keyword.iskeyword(name) or name in _RESERVED else name
-
 
 def build_graph(program: dict[str, object], tensor_of: TensorOf) -> tuple[fx.GraphModule, tuple[InputSpec, ...]]:
     """The GraphModule and input specs of a checked document (`check_strings` has run on it).
@@ -107,8 +83,7 @@ class _Builder:
         module = record_at(program, "graph_module", "program")
         self.graph_json = record_at(module, "graph", "graph_module")
         self.signature = record_at(module, "signature", "graph_module")
-        self.ranges = record_at(program, "range_constraints", "program")
-        self.tensor_values = record_at(self.graph_json, "tensor_values", "graph")
+        self.sizes = Sizes(program, self.graph_json)
         self.tensor_of = tensor_of
         self.graph = fx.Graph()
         self.inputs: list[InputSpec] = []
@@ -136,8 +111,8 @@ class _Builder:
             "as_sym_floats": lambda v, w: [self._symbol(x, w, "as_float", as_float) for x in as_list(v, w)],
             "as_sym_bool": lambda v, w: self._symbol(v, w, "as_bool", as_bool),
             "as_scalar_type": dtype_of,
-            "as_layout": _layout,
-            "as_memory_format": _memory_format,
+            "as_layout": layout_of,
+            "as_memory_format": memory_format_of,
             # Whatever the model was exported on, here it runs on the CPU.
             "as_device": lambda v, w: torch.device("cpu"),
         }
@@ -191,18 +166,18 @@ class _Builder:
             )
         name = text_at(as_record(content, where), "name", where)
         self._declare(name, where)
-        target = _identifier(name, f"input{len(self.inputs)}")
+        target = identifier(name, f"input{len(self.inputs)}")
         if hasattr(builtins, re.sub(r"_\d+$", "", target)) and not hasattr(builtins, target):
             target = f"{target}_"  # in a copy of the graph, torch.fx renames an input called "input" to input_1
         if any(spec.name == target for spec in self.inputs):
             damaged(where, f"has the name {shown(target)}, as another input has")
         node = self.graph.placeholder(target)
         node.name = target  # torch.fx avoids names of builtins, but "input" is what torch.nn calls its argument
-        meta = self._tensor_meta(name, where)
+        meta = self.sizes.of(name, where)
         if meta is None:
             damaged(where, "has no entry in graph.tensor_values")
         dtype, sizes = meta
-        dimensions = [self._dimension(size, f"{where}, dimension {i}") for i, size in enumerate(sizes)]
+        dimensions = [self.sizes.dimension(size, f"{where}, dimension {i}") for i, size in enumerate(sizes)]
         example = tuple(d[1] for d in dimensions)
         self.inputs.append(
             InputSpec(
@@ -216,49 +191,6 @@ class _Builder:
         )
         node.meta = {"shape": example, "dtype": dtype, "module_path": "", "module_type": ""}
         self.names[name] = node
-
-    def _tensor_meta(self, name: str, where: str) -> tuple[torch.dtype, list[object]] | None:
-        if name not in self.tensor_values:
-            return None
-        value = as_record(self.tensor_values[name], where)
-        return dtype_of(field(value, "dtype", where), where), as_list(
-            field(value, "sizes", where), where, MAX_DIMENSIONS
-        )
-
-    def _dimension(self, value: object, where: str) -> tuple[int | None, int, int, int | None]:
-        """shape (None: free), example size, smallest and largest size."""
-        case, content = union(value, where)
-        if case == "as_int":
-            size = as_int(content, where)
-            if size < 0:
-                damaged(where, f"has the size {size}")
-            return size, size, size, size
-        example = _hint(case, content, where)
-        if example is None:
-            damaged(where, "is free and has no example size")
-        low, high = self._range(text_at(as_record(content, where), "expr_str", where), where)
-        return None, example, min(low, example), None if high is None else max(high, example)
-
-    def _range(self, expression: str, where: str) -> tuple[int, int | None]:
-        """Bounds of a free size. One derived from another (2 * batch) takes them from the other's."""
-        parts = affine(expression)
-        if parts is None:
-            return 1, None
-        factor, symbol, offset = parts
-        product = symbol if factor == 1 else f"{factor}*{symbol}"
-        derived = product if offset == 0 else f"{product} {'-' if offset < 0 else '+'} {abs(offset)}"
-        if derived in self.ranges:  # sharper than what follows from the range of the symbol
-            symbol, factor, offset = derived, 1, 0
-        if symbol not in self.ranges:
-            return 1, None
-        limits = as_record(self.ranges[symbol], where)
-        low, high = (
-            None if limits.get(key) is None else as_int(limits[key], where) * factor + offset
-            for key in ("min_val", "max_val")
-        )
-        if high is not None and high > 2**48:  # torch's way to say "no limit"
-            high = None
-        return max(low or 0, 0), high
 
     # --- references ---------------------------------------------------------------------------------------------------
 
@@ -298,7 +230,7 @@ class _Builder:
         stem = f"{kind[0]}_" + re.sub(r"[^A-Za-z0-9_]", "_", parameter)[:120]
         attribute = stem if stem not in self.attributes else f"{stem}_{len(self.attributes)}"
         self.attributes[attribute] = tensor
-        node = self.graph.create_node("get_attr", attribute, name=_identifier(name, attribute))
+        node = self.graph.create_node("get_attr", attribute, name=identifier(name, attribute))
         module_path = parameter.rpartition(".")[0]
         node.meta = {
             "parameter_name": parameter,
@@ -313,7 +245,7 @@ class _Builder:
 
     def read_node(self, record: dict[str, object], where: str) -> None:
         target = text_at(record, "target", where)
-        meta = _module_meta(record_at(record, "metadata", where), where)
+        meta = module_meta(record_at(record, "metadata", where), where)
         layer = meta["module_path"] or "the top of the model"
         where = f"{where} ({shown(target)} in {layer})"
         if target in DROPPED:
@@ -329,7 +261,7 @@ class _Builder:
         check_training(operator, given, str(layer))
         check_values(operator, given, self._weight_of, where)
         name = record.get("name")
-        label = _identifier(name, "op") if isinstance(name, str) else operator._opname
+        label = identifier(name, "op") if isinstance(name, str) else operator._opname
         node = self.graph.create_node("call_function", operator, args, kwargs, name=label)  # type: ignore[arg-type]
         node.meta = dict(meta)
         self._track_memory(operator, node, given, str(layer))
@@ -488,10 +420,10 @@ class _Builder:
         name = text_at(as_record(content, where), "name", where)
         self._declare(name, where)
         self.names[name] = node
-        meta = self._tensor_meta(name, where)
+        meta = self.sizes.of(name, where)
         if meta is not None:
             dtype, sizes = meta
-            hints = [_hint(*union(size, where), where) for size in sizes]
+            hints = [hint(*union(size, where), where) for size in sizes]
             node.meta["dtype"] = dtype
             if None not in hints:
                 node.meta["shape"] = tuple(hints)
@@ -563,58 +495,3 @@ class _Builder:
         module = fx.GraphModule(root, self.graph)
         module.eval()
         return module
-
-
-def _layout(value: object, where: str) -> torch.layout:
-    if as_int(value, where) != STRIDED:
-        raise UnsupportedModel(
-            f"{where} asks for a sparse tensor; the lab computes with dense ones. Use dense tensors."
-        )
-    return torch.strided
-
-
-def _memory_format(value: object, where: str) -> torch.memory_format:
-    code = as_int(value, where)
-    if code not in MEMORY_FORMATS:
-        damaged(where, f"is no memory format: {code}")
-    return MEMORY_FORMATS[code]
-
-
-def _hint(case: str, content: object, where: str) -> int | None:
-    """The size at export. None: it depended on values."""
-    if case == "as_int":
-        return as_int(content, where)
-    if case != "as_expr":
-        damaged(where, f"should be a size and is {shown(case)}")
-    hint = as_record(content, where).get("hint")
-    if hint is None:
-        return None
-    kind, value = union(hint, where)
-    if kind != "as_int":
-        damaged(where, f"should have an integer as example size and has {shown(kind)}")
-    return as_int(value, where)
-
-
-def _module_meta(metadata: dict[str, object], where: str) -> dict[str, object]:
-    """module_path, module_type and module_call (0 for the first call) from the innermost entry of nn_module_stack.
-
-    An entry is "key,path,type"; the key of a repeated call ends in @1, @2, ...; nodes torch added itself have an entry
-    named _empty_nn_module_stack_from_metadata_hook.
-    """
-    top: dict[str, object] = {"module_path": "", "module_type": "", "module_call": 0}
-    stack = metadata.get("nn_module_stack")
-    if stack is None:
-        return top
-    entry = as_text(stack, where).rpartition(";")[2]
-    key, comma, rest = entry.partition(",")
-    path, second_comma, type_name = rest.rpartition(",")
-    if not (comma and second_comma) or key.startswith("_empty_nn_module_stack"):
-        return top
-    path = re.sub(r"\[['\"]?(\w+)['\"]?\]", r".\1", path)
-    short = type_name.rpartition(".")[2]
-    call = re.search(r"@(\d{1,6})$", key)
-    return {
-        "module_path": re.sub(r"[^\w.@-]", "_", path)[:300],
-        "module_type": short if re.fullmatch(r"\w{1,100}", short) else "",
-        "module_call": int(call[1]) if call else 0,
-    }

@@ -12,7 +12,7 @@ from typing import NoReturn
 
 import torch
 
-from qlab.errors import BadUpload, UnsafeFile
+from qlab.errors import BadUpload, UnsafeFile, UnsupportedModel
 
 EXPORT_LINES = """\
 import torch
@@ -147,6 +147,21 @@ def dtype_of(value: object, where: str) -> torch.dtype:
             "complex numbers and 8-bit floats are such types). Convert the model to float32 before exporting it."
         )
     return DTYPES[code]
+
+
+def layout_of(value: object, where: str) -> torch.layout:
+    if as_int(value, where) != STRIDED:
+        raise UnsupportedModel(
+            f"{where} asks for a sparse tensor; the lab computes with dense ones. Use dense tensors."
+        )
+    return torch.strided
+
+
+def memory_format_of(value: object, where: str) -> torch.memory_format:
+    code = as_int(value, where)
+    if code not in MEMORY_FORMATS:
+        damaged(where, f"is no memory format: {code}")
+    return MEMORY_FORMATS[code]
 
 
 def parse_json(data: bytes, name: str) -> dict[str, object]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import tempfile
@@ -10,7 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
@@ -138,6 +139,17 @@ class ArtifactStore(Database):
         except IntegrityError:
             with self._write() as connection:  # another process was quicker: it derived the same thing
                 connection.execute(DERIVED.update().where(same).values(**values))
+
+    def derive_json(self, kind: str, key: str, content: object) -> Artifact:
+        """Keep something that JSON knows as what `kind` gives for `key`."""
+        artifact = self.add_bytes(json.dumps(content).encode(), kind=kind, media="application/json")
+        self.derive(kind, key, artifact)
+        return artifact
+
+    def find_derived_json(self, kind: str, key: str) -> Any | None:
+        """What derive_json kept, or None as find_derived."""
+        found = self.find_derived(kind, key)
+        return None if found is None else json.loads(found.path.read_bytes())
 
     def find_derived(self, kind: str, key: str) -> Artifact | None:
         """What was derived, or None if it never was, or its file is gone or no longer what it was."""

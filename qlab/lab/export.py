@@ -21,8 +21,7 @@ from qlab.lab.experiment import Experiment
 from qlab.lab.progress import Stage
 from qlab.lab.store import Artifact, Store
 from qlab.lab.work import Outcome, Work
-from qlab.runtime.measure import has_block_products
-from qlab.runtime.session import RuntimeOptions, open_session, pairs_fit
+from qlab.runtime.session import RuntimeOptions, open_session, sensitive_entries
 
 if TYPE_CHECKING:
     from qlab.config import QConfigMapping
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
     from qlab.graph.capture import Model
 
 EXPORT, ONNX_FILE, QUANTIZED_FILE = "export", "ONNX file", "quantized model"
-VERSION = 2  # of what is written; raise it when the files of the same request would be others
+VERSION = 3  # of what is written; raise it when the files of the same request would be others
 WRITE_QUANTIZED, WRITE_ONNX = "write .safetensors", "write ONNX"
 
 
@@ -40,9 +39,9 @@ class OnnxContents:
     """What is in an ONNX file. weights: ONNX type -> constants of that type that hold codes.
 
     grids: activations that lie on a grid known beforehand. domains: operator sets beside the standard one.
-    float_biases: layers whose bias does not fit 32 bits. pairs_fit: see RuntimeOptions. blocks: the runtime multiplies
-    float inputs with blocks of integer weights, and may round the inputs too. runtime: the version of ONNX Runtime that
-    opened the file. inputs: (name, type, shape), 1 for a free size.
+    float_biases: layers whose bias does not fit 32 bits. entries: of the session, which results depend on, if not on
+    this CPU then on another. runtime: the version of ONNX Runtime that opened the file. inputs: (name, type, shape), 1
+    for a free size.
     """
 
     opset: int
@@ -51,8 +50,7 @@ class OnnxContents:
     weights: Mapping[str, int]
     grids: int
     float_biases: Sequence[str]
-    pairs_fit: bool
-    blocks: bool
+    entries: Sequence[str]
     runtime: str
     inputs: Sequence[tuple[str, str, Sequence[int]]]
 
@@ -77,13 +75,11 @@ def export_task(work: Work, spec: dict[str, Any]) -> Outcome:
     """What a job of kind "export" does. Raises what loading, calibrating and converting raise."""
     experiment = Experiment.from_dict(spec)
     mapping, batch_size = experiment.resolved_mapping, experiment.batch_size
-    loaded = stages.load(work, experiment, ranges=stages.needs_ranges(mapping), reference=False, then=_own_stages)
+    loaded = stages.load(work, experiment, ranges=mapping.needs_ranges, reference=False, then=_own_stages)
     key = export_key(loaded.model, loaded.data, mapping, batch_size)
     if _find(work.store, key) is None:
         qmodel = stages.quantized(work, loaded, mapping, batch_size)
-        index = _write(work, qmodel)
-        written = work.store.add_bytes(json.dumps(index).encode(), kind=EXPORT, media="application/json")
-        work.store.derive(EXPORT, key, written)
+        work.store.derive_json(EXPORT, key, _write(work, qmodel))
     work.meter.finish()
     found = _find(work.store, key)
     assert found is not None
@@ -100,7 +96,7 @@ def find_exports(
 
 def export_key(model: Model, data: Dataset, mapping: QConfigMapping, batch_size: int) -> str:
     """The data counts only where it calibrates."""
-    ranges = stages.calibration_key(model, data, batch_size) if stages.needs_ranges(mapping) else None
+    ranges = stages.calibration_key(model, data, batch_size) if mapping.needs_ranges else None
     return stages.key_of(
         EXPORT, VERSION, qlab.__version__, templates.template_key(model), ranges,
         json.dumps(mapping.to_dict(), sort_keys=True),
@@ -145,7 +141,6 @@ def _write(work: Work, qmodel: QuantizedModel) -> dict[str, Any]:
 def _contents(
     qmodel: QuantizedModel, proto: onnx.ModelProto, grids: int, float_biases: Sequence[str]
 ) -> OnnxContents:  # fmt: skip
-    modes = {row.mode for row in qmodel.ledger if row.quantized and row.weight is not None}
     types: Counter[str] = Counter()
     for constant in proto.graph.initializer:
         stem, _, what = constant.name.partition("/")  # the names `assemble` gives
@@ -158,8 +153,7 @@ def _contents(
         weights=dict(types),
         grids=grids,
         float_biases=list(float_biases),
-        pairs_fit=pairs_fit(qmodel) or not {"static", "dynamic"} & modes,
-        blocks="weight_only" in modes and has_block_products(qmodel, RuntimeOptions().for_model(qmodel)),
+        entries=sensitive_entries(qmodel),
         runtime=onnxruntime.__version__,
         inputs=[
             (s.name, str(s.dtype).removeprefix("torch."), [1 if n is None else n for n in s.shape])
@@ -172,10 +166,9 @@ def _contents(
 
 
 def _find(store: Store, key: str) -> Exports | None:
-    found = store.find_derived(EXPORT, key)
-    if found is None:
+    index = store.find_derived_json(EXPORT, key)
+    if index is None:
         return None
-    index = json.loads(found.path.read_bytes())
     contents, size = index.get("contents"), index.get("size")
     return Exports(
         store.artifact(index["quantized"]),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,7 @@ from qlab.lab.store import Store
 from qlab.lab.work import Outcome, Work
 from qlab.runtime import measure
 from qlab.runtime.measure import blocked_report, runtime_report
-from qlab.runtime.report import REPORT_VERSION, Numbers, RuntimeReport, numbers_from_dict, numbers_to_dict
+from qlab.runtime.report import REPORT_VERSION, RuntimeReport, numbers_from_dict, numbers_to_dict
 
 if TYPE_CHECKING:
     from qlab.config import QConfigMapping
@@ -49,7 +48,7 @@ def runtime_task(work: Work, spec: dict[str, Any]) -> Outcome:
             Stage(measure.TIME, seconds=2 * measure.BUDGET),
         ]
 
-    loaded = stages.load(work, experiment, ranges=stages.needs_ranges(mapping), then=own_stages)
+    loaded = stages.load(work, experiment, ranges=mapping.needs_ranges, then=own_stages)
     model, data, store = loaded.model, loaded.data, work.store
     keys = _keys(model, data, mapping, batch, threads, batch_size)
     found = store.find_derived(REPORT, keys[REPORT])
@@ -57,7 +56,8 @@ def runtime_task(work: Work, spec: dict[str, Any]) -> Outcome:
         reference, _ = stages.float_evaluation(work, model, data, batch_size)
         qmodel = stages.quantized(work, loaded, mapping, batch_size)
         work.progress(templates.EXPORT)
-        known = _known_numbers(store, keys[NUMBERS])
+        kept = store.find_derived_json(NUMBERS, keys[NUMBERS])
+        known = None if kept is None else numbers_from_dict(kept)
         try:
             templates.ensure_template(store, model)
             made = runtime_report(
@@ -66,11 +66,9 @@ def runtime_task(work: Work, spec: dict[str, Any]) -> Outcome:
         except UnsupportedModel as error:
             made = blocked_report(qmodel, batch, threads, error)
         if made.numbers is not None and known is None:
-            _keep(store, NUMBERS, keys[NUMBERS], numbers_to_dict(made.numbers))
-        _keep(store, REPORT, keys[REPORT], made.to_dict())
+            store.derive_json(NUMBERS, keys[NUMBERS], numbers_to_dict(made.numbers))
+        found = store.derive_json(REPORT, keys[REPORT], made.to_dict())
     work.meter.finish()
-    found = store.find_derived(REPORT, keys[REPORT])
-    assert found is not None
     return Outcome({"artifacts": {REPORT: found.hash}, "timings": work.meter.timings})
 
 
@@ -83,8 +81,8 @@ def find_runtime_report(
     data: split as it calibrates. batch_size: of calibration and evaluation.
     """
     key = _keys(model, data, mapping, batch, threads, batch_size)[REPORT]
-    found = store.find_derived(REPORT, key)
-    return None if found is None else RuntimeReport.from_dict(json.loads(found.path.read_bytes()))
+    found = store.find_derived_json(REPORT, key)
+    return None if found is None else RuntimeReport.from_dict(found)
 
 
 def _keys(
@@ -101,12 +99,3 @@ def _keys(
         REPORT: stages.key_of(REPORT, *parts, measure.machine().cores, batch, threads),
         NUMBERS: stages.key_of(NUMBERS, *parts),
     }
-
-
-def _known_numbers(store: Store, key: str) -> Numbers | None:
-    found = store.find_derived(NUMBERS, key)
-    return None if found is None else numbers_from_dict(json.loads(found.path.read_bytes()))
-
-
-def _keep(store: Store, kind: str, key: str, content: Mapping[str, Any]) -> None:
-    store.derive(kind, key, store.add_bytes(json.dumps(content).encode(), kind=kind, media="application/json"))

@@ -151,15 +151,10 @@ def read_result(store: Store, run: Run) -> Result:
     result = run.require_result()
     if run.kind != "experiment":
         raise RunFailed(f"Run {run.id} is a job of kind {run.kind}, not an experiment.")
-    fields: dict[str, Any] = {
-        k: tuple(v) if isinstance(v, list) else v
-        for k, v in result["comparison"].items()
-        if k in Comparison.__dataclass_fields__
-    }
     return Result(
         reference=stages.read_evaluation(store.artifact(result["artifacts"][stages.FLOAT_EVALUATION])),
         quantized=stages.read_evaluation(store.artifact(result["artifacts"][QUANTIZED_EVALUATION])),
-        comparison=Comparison(**fields),
+        comparison=Comparison.from_dict(result["comparison"]),
         size=result["size"],
         ledger=result["ledger"],
         unmatched=result["unmatched"],
@@ -200,12 +195,11 @@ def content_key(model: Model, data: Dataset, mapping: QConfigMapping, batch_size
 
 def _experiment(work: Work, experiment: Experiment) -> Outcome:
     mapping = experiment.resolved_mapping
-    loaded = stages.load(work, experiment, ranges=stages.needs_ranges(mapping), then=_own_stages)
+    loaded = stages.load(work, experiment, ranges=mapping.needs_ranges, then=_own_stages)
     model, data = loaded.model, loaded.data
     work.store.identify(work.run_id, content_key=content_key(model, data, mapping, experiment.batch_size))
     # Weight-only and dynamic configs take no ranges from the data: nothing to wait for.
-    ranges = stages.needs_ranges(mapping)
-    calibrated = stages.calibration(work, model, data, experiment.batch_size) if ranges else None
+    calibrated = stages.calibration(work, model, data, experiment.batch_size) if mapping.needs_ranges else None
     reference, reference_artifact = stages.float_evaluation(work, model, data, experiment.batch_size)
     work.progress(stages.CONVERT)
     qmodel = convert(model, mapping, calibrated[0] if calibrated else None)

@@ -80,15 +80,9 @@ def load(
 
 def quantized(work: Work, loaded: Loaded, mapping: QConfigMapping, batch_size: int) -> QuantizedModel:
     """The model under this mapping, with the calibration from the store where the mapping needs one."""
-    found = calibration(work, loaded.model, loaded.data, batch_size)[0] if needs_ranges(mapping) else None
+    found = calibration(work, loaded.model, loaded.data, batch_size)[0] if mapping.needs_ranges else None
     work.progress(CONVERT)
     return convert(loaded.model, mapping, found)
-
-
-def needs_ranges(mapping: QConfigMapping) -> bool:
-    """Whether any op of this mapping takes its range from a calibration."""
-    configs = [mapping.default, *mapping.by_type.values(), *mapping.by_name.values()]
-    return any(c is not None and c.mode == "static" for c in configs)
 
 
 def split(data: Dataset, samples: int | None, seed: int) -> Dataset:
@@ -114,9 +108,7 @@ def float_evaluation(work: Work, model: Model, data: Dataset, batch_size: int) -
     if found is not None:
         return read_evaluation(found), found
     evaluation = evaluate(model, data, None, batch_size, progress=work.stage(EVALUATE_FLOAT))
-    artifact = write_evaluation(work.store, FLOAT_EVALUATION, evaluation)
-    work.store.derive(FLOAT_EVALUATION, key, artifact)
-    return evaluation, artifact
+    return evaluation, work.store.derive_json(FLOAT_EVALUATION, key, evaluation.to_dict())
 
 
 def write_evaluation(store: Store, kind: str, evaluation: Evaluation) -> Artifact:

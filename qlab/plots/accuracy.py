@@ -9,7 +9,7 @@ from typing import Literal
 import plotly.graph_objects as go
 
 from qlab.metrics import metric
-from qlab.plots.theme import empty, figure, palette
+from qlab.plots.theme import empty, figure, name_rows, palette
 
 
 @dataclass(frozen=True)
@@ -76,12 +76,5 @@ def accuracy_dots(dots: Sequence[Dot], dark: bool, key: str = "accuracy") -> go.
         title_text=f"{figures.axis}, with its 95 % interval",
         range=[100 * (low - 0.08 * room), 100 * (high + 0.22 * room)],
     )
-    made.update_yaxes(
-        tickvals=list(range(len(dots))),
-        ticktext=[dot.label for dot in dots],
-        range=[len(dots) - 0.4, -0.6],
-        showgrid=False,
-        ticks="",
-        zeroline=False,
-    )
+    name_rows(made, [dot.label for dot in dots])
     return made

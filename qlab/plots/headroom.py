@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import plotly.graph_objects as go
 
 from qlab.metrics import percent, whole
 from qlab.plots.layers import shorten
-from qlab.plots.theme import Palette, empty, figure, palette
+from qlab.plots.theme import Palette, empty, figure, name_rows, palette
 from qlab.runtime.headroom import Headroom, Pairs
 
 GAP = 0.05  # between the two panels, as a share of the width
@@ -37,15 +37,8 @@ def headroom_bars(rows: Sequence[Headroom], dark: bool, most: int = 40) -> go.Fi
         legend={"yref": "container", "y": 1, "yanchor": "top"},  # above the names of the two lines
         margin={"t": 58, "r": 24},
     )
-    made.update_yaxes(
-        tickvals=list(range(len(shown))),
-        ticktext=[shorten(row.layer) for row in shown],
-        title_text=f"{left} layers with more room left out" if left else None,
-        range=[len(shown) - 0.4, -0.6],
-        showgrid=False,
-        ticks="",
-        zeroline=False,
-    )
+    name_rows(made, [shorten(row.layer) for row in shown])
+    made.update_yaxes(title_text=f"{left} layers with more room left out" if left else None)
     return made
 
 
@@ -55,20 +48,12 @@ def _sums(made: go.Figure, rows: Sequence[Headroom], colours: Palette) -> None:
         (POSSIBLE, [r.possible_share for r in rows], [r.possible for r in rows], colours.wash("quantized", 0.35), 0.75),
         (SEEN, [r.seen_share for r in rows], [r.seen for r in rows], colours.quantized, 0.4),
     ):
-        made.add_bar(
-            orientation="h",
-            x=[share * 100 if share else None for share in shares],
-            y=list(range(len(rows))),
-            width=width,
-            name=name,
-            legendgroup=name,
-            marker={"color": colour, "line": {"width": 0}},
-            hovertext=[
-                f"{row.layer}: {whole(value)} of 2³¹ {name}, {percent(share)}<br>{whole(row.products)} products"
-                for row, value, share in zip(rows, values, shares, strict=True)
-            ],
-            hovertemplate="%{hovertext}<extra></extra>",
-        )
+        hover = [
+            f"{row.layer}: {whole(value)} of 2³¹ {name}, {percent(share)}<br>{whole(row.products)} products"
+            for row, value, share in zip(rows, values, shares, strict=True)
+        ]
+        x = [share * 100 if share else None for share in shares]
+        _bars(made, "x", x, range(len(rows)), name, colour, width, hover)
     filled = [share * 100 for row in rows for share in (row.seen_share, row.possible_share) if share]
     low, high = _powers(min(filled, default=1e-4)), _powers(max(filled, default=100.0))
     # a step beyond the limit at least, so that its line is seen
@@ -91,22 +76,11 @@ def _pairs(made: go.Figure, rows: Sequence[Headroom], colours: Palette) -> None:
         (POSSIBLE, [p.possible_share for _, _, p in with_pairs], [colours.wash("quantized", 0.35)] * len(places), 0.75),
         (SEEN, [p.seen_share for _, _, p in with_pairs], [_colour(p, colours) for _, _, p in with_pairs], 0.4),
     ):
-        made.add_bar(
-            orientation="h",
-            x=[end * 100 for end in ends],
-            y=places,
-            xaxis="x2",
-            width=width,
-            name=name,
-            legendgroup=name,
-            showlegend=False,
-            marker={"color": colour, "line": {"width": 0}},
-            hovertext=[
-                f"{row.layer}: {percent(end)} of int16 {name}<br>7-bit weights: {row.verdict}"
-                for (_, row, _), end in zip(with_pairs, ends, strict=True)
-            ],
-            hovertemplate="%{hovertext}<extra></extra>",
-        )
+        hover = [
+            f"{row.layer}: {percent(end)} of int16 {name}<br>7-bit weights: {row.verdict}"
+            for (_, row, _), end in zip(with_pairs, ends, strict=True)
+        ]
+        _bars(made, "x2", [end * 100 for end in ends], places, name, colour, width, hover)
     # An empty trace, because the colour of single bars has no entry in the legend of its own.
     if any(p.saturated for _, _, p in with_pairs):
         made.add_bar(
@@ -127,6 +101,26 @@ def _pairs(made: go.Figure, rows: Sequence[Headroom], colours: Palette) -> None:
         }
     )
     _limit(made, "x2", colours)
+
+
+def _bars(
+    made: go.Figure, axis: str, x: Sequence[float | None], y: Iterable[int], name: str, colour: str | list[str],
+    width: float, hover: Sequence[str],
+) -> None:  # fmt: skip
+    """In one panel; both share the legend of the left one."""
+    made.add_bar(
+        orientation="h",
+        x=x,
+        y=list(y),
+        xaxis=axis,
+        width=width,
+        name=name,
+        legendgroup=name,
+        showlegend=axis == "x",
+        marker={"color": colour, "line": {"width": 0}},
+        hovertext=hover,
+        hovertemplate="%{hovertext}<extra></extra>",
+    )
 
 
 def _limit(made: go.Figure, axis: str, colours: Palette) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import plotly.graph_objects as go
 
 from qlab.metrics import metric
-from qlab.plots.theme import empty, figure, palette
+from qlab.plots.theme import empty, figure, name_rows, palette
 
 NAME_LENGTH = 34
 
@@ -52,14 +52,7 @@ def sqnr_bars(sqnr: Mapping[str, float], dark: bool, most: int = 40) -> go.Figur
     )
     title = f"{figures.axis}, lower is worse" + (f" · {'; '.join(note)}" if note else "")
     made.update_xaxes(title_text=title, range=[min(0.0, *lengths) * 1.15, max(longest, *lengths) * 1.12])
-    made.update_yaxes(
-        tickvals=list(range(len(shown))),
-        ticktext=[shorten(name) for _, name in shown],
-        range=[len(shown) - 0.4, -0.6],
-        showgrid=False,
-        ticks="",
-        zeroline=False,
-    )
+    name_rows(made, [shorten(name) for _, name in shown])
     return made
 
 

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 
 from qlab.metrics import duration, percent, whole
 from qlab.plots.layers import shorten
-from qlab.plots.theme import Palette, empty, figure, palette
+from qlab.plots.theme import Palette, empty, figure, name_rows, palette
 from qlab.runtime.executed import Executed, ExecutedOp, Kind
 from qlab.runtime.latency import Timing
 from qlab.runtime.parity import Parity
@@ -47,7 +47,9 @@ def op_times(ran: Executed, dark: bool, *, by_layer: bool) -> go.Figure:
         else [_Bar(f"{shorten(o.layer, 24)} · {o.op}", {o.kind: o.seconds}, _about(o)) for o in ran.ops]
     )
     colours, unit, scale = palette(dark), *_unit(max(sum(b.parts.values()) for b in bars))
-    made = figure(dark, 74 + ROW * len(bars), barmode="stack", bargap=0.25, showlegend=True)
+    tall = len(bars) > TALL
+    height = 74 + 34 * tall + ROW * len(bars)
+    made = figure(dark, height, barmode="stack", bargap=0.25, showlegend=True)
     for kind, words in WORDS.items():
         if not any(kind in b.parts for b in bars):
             continue
@@ -61,22 +63,12 @@ def op_times(ran: Executed, dark: bool, *, by_layer: bool) -> go.Figure:
             hovertemplate="%{hovertext}<extra></extra>",
         )
     # Tall ones are scrolled: legend and axis stay at the end that is seen first.
-    tall = len(bars) > TALL
     made.update_layout(
         margin={"t": 96 if tall else 30, "b": 12 if tall else 40},
         legend={"traceorder": "normal"} | ({"yref": "container", "y": 1, "yanchor": "top"} if tall else {}),
     )
-    if tall:
-        made.update_layout(height=74 + 34 + ROW * len(bars))
     made.update_xaxes(title_text=f"time of one call ({unit})", rangemode="tozero", side="top" if tall else "bottom")
-    made.update_yaxes(
-        tickvals=list(range(len(bars))),
-        ticktext=[b.name for b in bars],
-        range=[len(bars) - 0.4, -0.6],
-        showgrid=False,
-        ticks="",
-        zeroline=False,
-    )
+    name_rows(made, [b.name for b in bars])
     return made
 
 

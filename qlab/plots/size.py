@@ -8,11 +8,10 @@ from collections.abc import Callable
 import plotly.graph_objects as go
 
 from qlab.export.size import PARTS, FileSize
-from qlab.metrics import byte_size, percent
+from qlab.metrics import BYTES, byte_size, percent, step_of
 from qlab.plots.theme import Palette, figure, palette
 
 QUANTIZED, FLOAT = "quantized", "float"
-UNITS = ("B", "kB", "MB", "GB", "TB")
 BARS, LINE = 148, 20  # pixels of the bars with their axis, and of a line of the legend
 
 # Part -> what the legend calls it, and its colour: all that quantization brings is a shade of its own two colours.
@@ -31,9 +30,7 @@ def size_bars(size: FileSize, dark: bool) -> go.Figure:
     """The file by part, in the order of its meaning, and the float file of the same network; parts of no byte are left
     out. Sizes in the unit that suits the larger bar."""
     colours = palette(dark)
-    power = 0
-    while max(size.total, size.float_file) >= 1000 ** (power + 1) and power < len(UNITS) - 1:
-        power += 1
+    power = step_of(max(size.total, size.float_file), 1000, len(BYTES))
     made = figure(dark, BARS, barmode="stack", showlegend=True, bargap=0.35)
     for part, (name, colour) in _LOOK.items():
         count = getattr(size, part)
@@ -54,7 +51,7 @@ def size_bars(size: FileSize, dark: bool) -> go.Figure:
         margin={"t": room, "b": 44, "l": 8, "r": 16},
         legend={"entrywidth": 0.48, "entrywidthmode": "fraction", "traceorder": "normal"},
     )
-    made.update_xaxes(title_text=f"Size of the file ({UNITS[power]})", rangemode="tozero")
+    made.update_xaxes(title_text=f"Size of the file ({BYTES[power]})", rangemode="tozero")
     made.update_yaxes(autorange="reversed", showgrid=False, ticks="", categoryarray=[QUANTIZED, FLOAT])
     return made
 

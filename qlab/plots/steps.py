@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 
 from qlab.errors import InvalidConfig
-from qlab.metrics import three_digits, whole
+from qlab.metrics import MINUS, three_digits, whole
 from qlab.plots.theme import Palette, figure, palette
 from qlab.runtime.steps import Steps
 
@@ -92,7 +92,7 @@ def accumulator_line(steps: Steps, dark: bool) -> go.Figure:
             y=[steps.accumulator, end],
             mode="lines",
             line={"color": colours.float, "width": 2},
-            name=f"bias {whole(steps.bias)}".replace("-", "−"),
+            name=f"bias {whole(steps.bias)}".replace("-", MINUS),
             hovertemplate="with bias: %{y:,}<extra></extra>",
         )
     made.add_scatter(
@@ -100,7 +100,7 @@ def accumulator_line(steps: Steps, dark: bool) -> go.Figure:
         y=[end],
         mode="markers+text",
         marker={"color": colours.error if steps.overflows else colours.gained, "size": 10},
-        text=[whole(end).replace("-", "−")],
+        text=[whole(end).replace("-", MINUS)],
         textposition="top left",
         name="accumulator" if not steps.overflows else "accumulator, beyond int32",
         hovertemplate="accumulator: %{y:,}<extra></extra>",
@@ -209,7 +209,7 @@ def _draw(
 def _number(value: float, padded: bool) -> str:
     if np.isnan(value):
         return ""
-    text = f"{value:,.0f}".replace("-", "−")
+    text = f"{value:,.0f}".replace("-", MINUS)
     return f"({text})" if padded else text
 
 
@@ -224,8 +224,8 @@ def _name_axes(made: go.Figure, steps: Steps, count: int, lines: int, width: int
         columns = [str(at) for at in steps.places[-1]]
         rows = [", ".join(map(str, at)) for at in _combinations(steps.places[:-1])]
     every = max(1, width // 16)
-    made.update_xaxes(tickvals=list(range(0, width, every)), ticktext=[t.replace("-", "−") for t in columns[::every]])
-    made.update_yaxes(tickvals=list(range(lines)), ticktext=[t.replace("-", "−") for t in rows])
+    made.update_xaxes(tickvals=list(range(0, width, every)), ticktext=[t.replace("-", MINUS) for t in columns[::every]])
+    made.update_yaxes(tickvals=list(range(lines)), ticktext=[t.replace("-", MINUS) for t in rows])
     for place in range(count):
         axis = str(place + 1) if place else ""
         made.update_layout(

@@ -6,6 +6,7 @@ dark mode uses a lighter twin of each, so that the contrast with the background 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -120,6 +121,18 @@ def figure(dark: bool, height: int, **layout: object) -> go.Figure:
     made = go.Figure()
     made.update_layout(template=template(dark), height=height, **layout)
     return made
+
+
+def name_rows(made: go.Figure, names: Sequence[str]) -> None:
+    """Names on the y axis of horizontal bars that stand at 0, 1, …: the first one on top, without lines between."""
+    made.update_yaxes(
+        tickvals=list(range(len(names))),
+        ticktext=list(names),
+        range=[len(names) - 0.4, -0.6],
+        showgrid=False,
+        ticks="",
+        zeroline=False,
+    )
 
 
 def empty(message: str, dark: bool, height: int = 220) -> go.Figure:

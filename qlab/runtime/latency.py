@@ -1,8 +1,7 @@
 """How long one call takes, of several networks side by side: turn by turn, so that drift of the machine cancels.
 
 Threads of ONNX Runtime and of OpenMP go on spinning for a while after a call, in wait of the next, and take the cores
-from whoever is called then: three times the latency on two cores. So each network has the machine to itself for a
-moment before it is timed.
+from whoever is called then. So each network has the machine to itself for a moment before it is timed.
 """
 
 from __future__ import annotations

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,14 +39,7 @@ from qlab.runtime.report import (
     RuntimeReport,
     Times,
 )
-from qlab.runtime.session import (
-    EXACT_PAIRS,
-    FLOAT_BLOCKS,
-    RuntimeOptions,
-    float_session,
-    integer_session,
-    open_session,
-)
+from qlab.runtime.session import RuntimeOptions, float_session, integer_session, needed_entries
 
 if TYPE_CHECKING:
     from qlab.conversion import QuantizedModel
@@ -188,32 +179,6 @@ def measure_times(
     with _threads(threads):
         in_torch = timed({FLOAT: sessions[FLOAT], TORCH: model}, 0.2, len(sizes))
     return Times(integer, defaults, reference, timings, in_torch, busy)
-
-
-def needed_entries(qmodel: QuantizedModel) -> dict[str, str]:
-    """The entries of the session without which this model would compute something else than the simulation here, and
-    why: for pairs that saturate, and for products whose float input the runtime would quantize as well.
-
-    Raises UnsupportedModel.
-    """
-    options = RuntimeOptions().for_model(qmodel)
-    why = options.explain()
-    rows = [r for r in qmodel.ledger if r.quantized and r.weight is not None]
-    needed = []
-    if EXACT_PAIRS in why and any(r.mode in ("static", "dynamic") for r in rows):
-        needed.append(EXACT_PAIRS)
-    if any(r.mode == "weight_only" for r in rows) and has_block_products(qmodel, options):
-        needed.append(FLOAT_BLOCKS)
-    return {name: why[name] for name in needed}
-
-
-def has_block_products(qmodel: QuantizedModel, options: RuntimeOptions) -> bool:
-    """Whether the runtime makes products with blocks of integer weights of this graph; it does so for other layouts of
-    scales as well."""
-    with tempfile.TemporaryDirectory() as folder:
-        optimized = Path(folder) / "optimized.onnx"
-        open_session(quantized_onnx(qmodel).proto, options, optimized=optimized)
-        return any(node.op_type == "MatMulNBits" for node in onnx.load(optimized).graph.node)
 
 
 def batch_of(model: Model, wanted: int) -> int:

@@ -164,9 +164,9 @@ def numbers_from_dict(d: Mapping[str, Any]) -> Numbers:
             Evaluation.from_dict(of["reference"]),
             Evaluation.from_dict(of["simulated"]),
             Evaluation.from_dict(of["integer"]),
-            _comparison(of["simulated_to_float"]),
-            _comparison(of["integer_to_float"]),
-            _comparison(of["integer_to_simulated"]),
+            Comparison.from_dict(of["simulated_to_float"]),
+            Comparison.from_dict(of["integer_to_float"]),
+            Comparison.from_dict(of["integer_to_simulated"]),
         ),
     )
 
@@ -198,9 +198,3 @@ def _headroom(d: Mapping[str, Any]) -> Headroom:
     if pairs is not None:
         pairs = Pairs(**{**pairs, "seen": tuple(pairs["seen"]), "possible": tuple(pairs["possible"])})
     return Headroom(**{**d, "pairs": pairs})
-
-
-def _comparison(d: Mapping[str, Any]) -> Comparison:
-    given = ((name, d[name]) for name in Comparison.__dataclass_fields__)
-    fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in given}
-    return Comparison(**fields)

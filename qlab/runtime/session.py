@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,7 +27,7 @@ EXACT_PAIRS = "session.x64quantprecision"
 FLOAT_BLOCKS = "session.qdq_matmulnbits_accuracy_level"
 _ABOUT = {
     EXACT_PAIRS: "this CPU adds pairs of 8-bit products in 16 bits, which can saturate; unsigned weights avoid it",
-    FLOAT_BLOCKS: "products with blocks of 4-bit weights keep their activations in float, as the config says",
+    FLOAT_BLOCKS: "products with blocks of integer weights keep their activations in float, as the config says",
 }
 
 
@@ -67,6 +68,34 @@ def pairs_fit(qmodel: QuantizedModel) -> bool:
     """Whether 255 * (|a| + |b|) stays within 16 bits for any two codes of any weight: seven bits always do."""
     limit = (2**15 - 1) // 255 // 2
     return all(int(w.codes.short().abs().max()) <= limit for w in qmodel.weights.values() if w.codes.numel())
+
+
+def sensitive_entries(qmodel: QuantizedModel) -> tuple[str, ...]:
+    """The entries that results of this model depend on, if not on this CPU then on another: for pairs that saturate,
+    and for products whose float input the runtime would quantize as well. Raises UnsupportedModel."""
+    modes = {row.mode for row in qmodel.ledger if row.quantized and row.weight is not None}
+    found = []
+    if {"static", "dynamic"} & modes and not pairs_fit(qmodel):
+        found.append(EXACT_PAIRS)
+    if "weight_only" in modes and _has_block_products(qmodel):
+        found.append(FLOAT_BLOCKS)
+    return tuple(found)
+
+
+def needed_entries(qmodel: QuantizedModel) -> dict[str, str]:
+    """Those without which this model would compute something else than the simulation here, and why. Raises
+    UnsupportedModel."""
+    here = AS_SIMULATED.explain()
+    return {name: here[name] for name in sensitive_entries(qmodel) if name in here}
+
+
+def _has_block_products(qmodel: QuantizedModel) -> bool:
+    """Whether the runtime makes products with blocks of integer weights of this graph; it does so for other layouts of
+    scales as well."""
+    with tempfile.TemporaryDirectory() as folder:
+        optimized = Path(folder) / "optimized.onnx"
+        open_session(quantized_onnx(qmodel).proto, AS_SIMULATED.for_model(qmodel), optimized=optimized)
+        return any(node.op_type == "MatMulNBits" for node in onnx.load(optimized).graph.node)
 
 
 def open_session(

@@ -62,16 +62,16 @@ def doubt(times: Times) -> str | None:
     return None
 
 
-def why_not_faster(report: RuntimeReport, *, as_simulated: bool = True) -> tuple[str, ...]:
+def why_not_faster(report: RuntimeReport, name: str = INTEGER) -> tuple[str, ...]:
     """Reasons in the order of what they cost, as sentences; none where integer is faster or nothing ran.
 
-    as_simulated: which of the two ways to open the session is meant.
+    name: INTEGER or DEFAULTS, the way to open the session.
     """
     times = report.times
     if times is None:
         return ()
-    ran = times.executed if as_simulated or times.defaults is None else times.defaults
-    name = INTEGER if as_simulated or times.defaults is None else DEFAULTS
+    ran = times.defaults if name == DEFAULTS else times.executed
+    assert ran is not None
     if speed(times.timing, name).outcome == "faster":
         return ()
     found = [
@@ -80,7 +80,7 @@ def why_not_faster(report: RuntimeReport, *, as_simulated: bool = True) -> tuple
         _conversions(ran),
         _kernels(report, ran, times.reference),
         _too_small(ran),
-        _exact_sums(times) if as_simulated else None,
+        _exact_sums(times) if name == INTEGER else None,
     ]
     return tuple(text for text in found if text)
 

@@ -224,3 +224,12 @@ def findings(model: Model, data: Dataset) -> list[Finding]:
     from qlab.data import check_against
 
     return check_against(model.inputs, data, model.n_classes)
+
+
+def data_fits(model: Model) -> bool:
+    """Whether the current data fits this network; where it does not, says why and links to where that is changed."""
+    unfit = [f for f in findings(model, cache.dataset(state.data_ref())) if f.severity == "error"]
+    if unfit:
+        st.error(errors.escape(f"{unfit[0].message} {unfit[0].remedy or ''}"))
+        st.page_link("pages/lab/start.py", label="Choose other data on Start")
+    return not unfit

@@ -18,7 +18,7 @@ import streamlit as st
 from qlab.config import QConfigMapping
 from qlab.metrics import metric, write
 from qlab.plots.layers import sqnr_bars
-from qlab.ui import cache, choose, errors, prepared, state, widgets
+from qlab.ui import choose, errors, prepared, state, widgets
 
 if TYPE_CHECKING:
     from qlab.calibration import Calibration
@@ -105,10 +105,7 @@ def panel(model: Model | None) -> None:
     if model is None:
         st.caption("The network could not be read; the message above says why.")
         return
-    unfit = [f for f in choose.findings(model, cache.dataset(state.data_ref())) if f.severity == "error"]
-    if unfit:
-        st.error(errors.escape(f"{unfit[0].message} {unfit[0].remedy or ''}"))
-        st.page_link("pages/lab/start.py", label="Choose other data on Start")
+    if not choose.data_fits(model):
         return
     found = prepared.require(key="exp")
     if found is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from typing import TYPE_CHECKING
 
 import streamlit as st
@@ -23,28 +22,20 @@ WORDS = derived.Words(
     again="Write the files",
     help="Converts the network under the current config and writes both files.",
 )
-STEM = 60  # characters of a file name before its ending
 CARD_WIDTH = 480
 
 
 def stem() -> str:
     """Name of a download without its ending: the current model and config."""
-    return safe_stem(state.model_ref().title.removesuffix(".pt2"))
+    from qlab.export.script_parts import safe_stem
 
-
-def safe_stem(model_name: str) -> str:
-    """Letters, digits, dash and underscore: names of uploads come from outside."""
-    words = f"{model_name}_{state.preset_name() or 'quantized'}"
-    return re.sub(r"[^A-Za-z0-9-]+", "_", words).strip("_-")[:STEM] or "model"
+    return safe_stem(state.model_ref().title.removesuffix(".pt2"), state.preset_name())
 
 
 def files(model: Model) -> Exports | None:
     """The files under the current config; starts the job that writes them where there are none, and shows how far it
     is."""
-    unfit = [f for f in choose.findings(model, cache.dataset(state.data_ref())) if f.severity == "error"]
-    if unfit:
-        st.error(errors.escape(f"{unfit[0].message} {unfit[0].remedy or ''}"))
-        st.page_link("pages/lab/start.py", label="Choose other data on Start")
+    if not choose.data_fits(model):
         return None
     experiment = state.experiment().replace(name="")
     mine = json.dumps(experiment.to_dict(), sort_keys=True)
@@ -64,13 +55,10 @@ def find(model: Model) -> Exports | None:
 
 def session_entries(contents: OnnxContents) -> dict[str, tuple[str, str]]:
     """Entry of the session options -> (value, why), under which the file gives the simulated results on this CPU."""
-    from qlab.runtime.session import FLOAT_BLOCKS, RuntimeOptions
+    from qlab.runtime.session import AS_SIMULATED
 
-    options = RuntimeOptions(pairs_fit=contents.pairs_fit)
-    why = options.explain()
-    return {
-        name: (value, why[name]) for name, value in options.entries.items() if name != FLOAT_BLOCKS or contents.blocks
-    }
+    why = AS_SIMULATED.explain()
+    return {name: (value, why[name]) for name, value in AS_SIMULATED.entries.items() if name in contents.entries}
 
 
 def onnx_code(file_name: str, contents: OnnxContents) -> str:

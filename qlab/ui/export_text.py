@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import streamlit as st
 
-from qlab.ui import cache, errors, state, steps_known
+from qlab.ui import cache, converted, errors, state
 from qlab.ui.export import stem
 
 if TYPE_CHECKING:
@@ -24,25 +24,22 @@ TABS = ("Spec (JSON)", "Python script", "torchao script", "ONNX Runtime script")
 def draw(model: Model, prepared: bool) -> None:
     """A tab for each text; only the open one is written. prepared: whether the job has stored what scripts need."""
     name = stem()
-    spec, script, torchao, runtime = st.tabs(TABS, key="export_tabs", on_change="rerun")
-    if spec.open:
-        with spec, errors.box():
-            _spec(f"{name}.json")
-    if script.open:
-        with script, errors.box():
-            _script()
-    if torchao.open:
-        with torchao, errors.box():
-            _other(
-                "The same quantization asked of torchao's PT2E flow in PyTorch.",
-                _torchao, model, prepared, "export_torchao",
-            )  # fmt: skip
-    if runtime.open:
-        with runtime, errors.box():
-            _other(
-                "The same quantization asked of the quantizer that comes with ONNX Runtime.",
-                _onnxruntime, model, prepared, "export_onnxruntime",
-            )  # fmt: skip
+    parts: tuple[Callable[[], None], ...] = (
+        lambda: _spec(f"{name}.json"),
+        _script,
+        lambda: _other(
+            "The same quantization asked of torchao's PT2E flow in PyTorch.", _torchao, model, prepared,
+            "export_torchao",
+        ),
+        lambda: _other(
+            "The same quantization asked of the quantizer that comes with ONNX Runtime.", _onnxruntime, model,
+            prepared, "export_onnxruntime",
+        ),
+    )  # fmt: skip
+    for place, write in zip(st.tabs(TABS, key="export_tabs", on_change="rerun"), parts, strict=True):
+        if place.open:
+            with place, errors.box():
+                write()
 
 
 def _spec(file_name: str) -> None:
@@ -91,10 +88,10 @@ def _quantized(model: Model) -> QuantizedModel:
 
     mapping, data = state.mapping(), cache.dataset(state.data_ref())
     found = None
-    if stages.needs_ranges(mapping):
+    if mapping.needs_ranges:
         key = stages.calibration_key(model, data, state.options().batch_size)
         found = cache.store().find_derived(stages.CALIBRATION, key)
-    return steps_known.converted(model, mapping, found)
+    return converted.under(model, mapping, found)[0]
 
 
 def _show(made: Translation, key: str) -> None:

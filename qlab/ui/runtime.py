@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import streamlit as st
 
@@ -112,20 +112,18 @@ def known(model: Model) -> RuntimeReport | None:
 
 def measured(model: Model) -> RuntimeReport | None:
     """The report; starts the job that makes it where there is none, and shows how far it is."""
-    unfit = [f for f in choose.findings(model, cache.dataset(state.data_ref())) if f.severity == "error"]
-    if unfit:
-        st.error(errors.escape(f"{unfit[0].message} {unfit[0].remedy or ''}"))
-        st.page_link("pages/lab/start.py", label="Choose other data on Start")
+    if not choose.data_fits(model):
         return None
     if not _anew_is_over():
         return None
     arguments = _arguments()
     mine = json.dumps(arguments["experiment"].to_dict(), sort_keys=True), *_calls()  # type: ignore[attr-defined]
-    if known(model) is None:
-        st.caption(
-            f"The config **{errors.escape(state.config_label())}** has not run on this machine with these calls yet. "
-            "It runs now; what is found is kept."
-        )
+    if (report := known(model)) is not None:
+        return report
+    st.caption(
+        f"The config **{errors.escape(state.config_label())}** has not run on this machine with these calls yet. "
+        "It runs now; what is found is kept."
+    )
     return derived.require(KIND, arguments, lambda: known(model), WORDS, mine=mine, key="runtime")
 
 
@@ -159,14 +157,24 @@ def _anew_is_over() -> bool:
 # --- figures ----------------------------------------------------------------------------------------------------------
 
 
-def shown(report: RuntimeReport) -> tuple[Executed, Parity, bool]:
-    """The executed graph and the comparison of the way to open the session that was chosen, and whether it is the one
-    that keeps the results."""
+class Shown(NamedTuple):
+    """What ran in the way to open the session that was chosen. name: of its times, INTEGER or DEFAULTS."""
+
+    ran: Executed
+    parity: Parity
+    name: str
+
+
+def shown(report: RuntimeReport) -> Shown:
+    """The executed graph and the comparison of the way that was chosen; as simulated where both are the same."""
+    from qlab.runtime.report import DEFAULTS as PLAIN
+    from qlab.runtime.report import INTEGER
+
     assert report.times is not None
     assert report.numbers is not None
     if as_simulated() or report.times.defaults is None or report.numbers.defaults is None:
-        return report.times.executed, report.numbers.parity, True
-    return report.times.defaults, report.numbers.defaults, False
+        return Shown(report.times.executed, report.numbers.parity, INTEGER)
+    return Shown(report.times.defaults, report.numbers.defaults, PLAIN)
 
 
 def kind_of(ran: Executed) -> str:
@@ -176,17 +184,16 @@ def kind_of(ran: Executed) -> str:
 
 def headline(report: RuntimeReport) -> None:
     """How much ran on integers, how fast, and whether it is what was simulated."""
-    from qlab.runtime import report as names
+    from qlab.runtime.report import FLOAT, INTEGER
     from qlab.runtime.why import speed
 
     assert report.times is not None
     assert report.numbers is not None
-    ran, compared, same = shown(report)
+    ran, compared, name = shown(report)
     kernels = [kind for _, kind in report.kernels(ran)]
     word = kind_of(ran).capitalize()
-    name = names.INTEGER if same else names.DEFAULTS
     timing = report.times.timing
-    latency, float_latency = timing.latency(name), timing.latency(names.FLOAT)
+    latency, float_latency = timing.latency(name), timing.latency(FLOAT)
     of = report.numbers.accuracies
     values: list[tuple[str, str, str | None, str]] = [
         (
@@ -217,7 +224,7 @@ def headline(report: RuntimeReport) -> None:
             + ("in steps of its scale." if compared.output_in_steps else "in its own unit: it lies on no grid."),
         ),
     ]  # fmt: skip
-    if of.integer.accuracy is not None and of.integer.accuracy_interval is not None and same:
+    if of.integer.accuracy is not None and of.integer.accuracy_interval is not None and name == INTEGER:
         values.append(
             (
                 f"{word} accuracy", write("accuracy", of.integer.accuracy),
@@ -226,15 +233,12 @@ def headline(report: RuntimeReport) -> None:
                 f"simulation has {write('accuracy', of.simulated.accuracy)}.",
             )
         )  # fmt: skip
-    with st.container(horizontal=True, gap="medium", vertical_alignment="top", key="runtime_figures"):
-        for label, value, note, text in values:
-            st.metric(label, value, note, delta_color="off", delta_arrow="off", help=text, width="content")
+    widgets.figures(values)
 
 
 def _speed(found: Speed) -> tuple[str, str]:
     low, median, high = found.ratio
-    words = "noise" if found.outcome == "noise" else found.outcome
-    return f"{median:.2f} ×", f"[{low:.2f}, {high:.2f}] · {words}"
+    return f"{median:.2f} ×", f"[{low:.2f}, {high:.2f}] · {found.outcome}"
 
 
 def difference(compared: Parity) -> str:
@@ -250,7 +254,6 @@ def _agreement(compared: Parity) -> str | None:
 
 def findings(report: RuntimeReport) -> None:
     """What a person must not overlook: why integer is slower, results that are others by default, a busy machine."""
-    from qlab.runtime import report as names
     from qlab.runtime.why import doubt, speed, why_not_faster
 
     assert report.times is not None
@@ -271,9 +274,9 @@ def findings(report: RuntimeReport) -> None:
         text += ". Why, and the entry that prevents it, stands under This machine."
         worse = _worse(defaults, same)
         (st.warning if worse else st.caption)(text if worse else text.replace("**", ""))
-    name = names.INTEGER if shown(report)[2] else names.DEFAULTS
+    name = shown(report).name
     if speed(report.times.timing, name).outcome == "slower":
-        why = why_not_faster(report, as_simulated=shown(report)[2])
+        why = why_not_faster(report, name)
         text = f"**Why slower.** {errors.escape(why[0])}" if why else "**Slower**, for no reason that shows here."
         st.markdown(text + (f" More under Latency ({len(why) - 1})." if len(why) > 1 else ""))
     if (reason := doubt(report.times)) is not None:

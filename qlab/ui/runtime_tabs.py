@@ -34,7 +34,7 @@ def picture(report: RuntimeReport) -> None:
     from qlab.plots.runtime import op_times
 
     assert report.times is not None
-    ran, _, _ = runtime.shown(report)
+    ran = runtime.shown(report).ran
     with st.container(horizontal=True, gap="small", key="runtime_picture_controls"):
         graph = st.segmented_control(
             "Graph", (INTEGER_GRAPH, FLOAT_GRAPH), default=INTEGER_GRAPH, key="runtime_graph", width="content",
@@ -63,7 +63,7 @@ def ops(report: RuntimeReport) -> None:
     """Every op of the executed graph, with what the config said about its layer."""
     from qlab.plots.runtime import WORDS
 
-    ran, _, _ = runtime.shown(report)
+    ran = runtime.shown(report).ran
     reasons, total = _reasons(report), ran.seconds or 1.0
     st.dataframe(
         {
@@ -93,7 +93,7 @@ def crossings(report: RuntimeReport) -> None:
     """Each conversion with its cost, where it lies and who asks for it."""
     from qlab.runtime.boundaries import boundaries
 
-    ran, _, _ = runtime.shown(report)
+    ran = runtime.shown(report).ran
     found = boundaries(ran, report.inputs, _reasons(report, floats=True))
     inside = [o for o in ran.ops if o.kind == "integer" and o.reads[:1] == ("float",) == o.writes[:1]]
     if inside:
@@ -126,10 +126,11 @@ def crossings(report: RuntimeReport) -> None:
 def compared(report: RuntimeReport) -> None:
     """Integer kernels beside the simulation: codes of every tensor, and the predictions."""
     from qlab.plots.runtime import differing_codes
+    from qlab.runtime.report import INTEGER
 
     assert report.numbers is not None
-    _, parity, same = runtime.shown(report)
-    opened = "" if same else " with the runtime's defaults"
+    _, parity, name = runtime.shown(report)
+    opened = "" if name == INTEGER else " with the runtime's defaults"
     first = parity.first
     if not parity.tensors:
         st.markdown(
@@ -209,15 +210,15 @@ def room(report: RuntimeReport) -> None:
 def latency(report: RuntimeReport) -> None:
     """Turns of each network, and what stands in the way of speed."""
     from qlab.plots.runtime import latencies
-    from qlab.runtime.report import DEFAULTS, FLOAT, INTEGER, TORCH
+    from qlab.runtime.report import FLOAT, INTEGER, TORCH
     from qlab.runtime.why import speed, why_not_faster
 
     assert report.times is not None
-    ran, _, same = runtime.shown(report)
+    ran, _, name = runtime.shown(report)
     word = runtime.kind_of(ran)
     timing = report.times.timing
-    found = speed(timing, INTEGER if same else DEFAULTS)
-    why = why_not_faster(report, as_simulated=same)
+    found = speed(timing, name)
+    why = why_not_faster(report, name)
     st.markdown(
         f"With batch {timing.batch} on {report.threads} thread{'s' if report.threads > 1 else ''} the {word} network "
         f"is **{found.verdict}** in ONNX Runtime." + (" What stands in its way:" if why else "")

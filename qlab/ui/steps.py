@@ -9,7 +9,7 @@ import numpy as np
 import streamlit as st
 
 from qlab.ui import cache, errors, state, steps_known, widgets
-from qlab.ui.steps_known import Key
+from qlab.ui.converted import Key
 
 if TYPE_CHECKING:
     from qlab.conversion import QuantizedModel

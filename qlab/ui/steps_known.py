@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -11,21 +10,19 @@ import numpy as np
 import streamlit as st
 
 from qlab.errors import InvalidConfig, UnsupportedModel
-from qlab.ui import cache, choose, errors, prepared, state
+from qlab.ui import cache, choose, converted, prepared, state
+from qlab.ui.converted import Key
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from qlab.config import QConfigMapping
     from qlab.conversion import QuantizedModel
     from qlab.graph.capture import Model
-    from qlab.lab.store import Artifact
     from qlab.runtime.kernel_codes import CodeSession, KernelTrace
     from qlab.runtime.steps import Steps, Trace
 
 SEARCHED = 128  # samples looked through for an element on which integer kernel and simulation disagree
 TRIED = 100  # numbers on an end of the grid of which the one that was cut off most is shown
-Key = tuple[str, ...]  # model, calibration, config: what a quantized model depends on
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,34 +49,12 @@ class Answers:
 def quantized(model: Model) -> tuple[QuantizedModel, Key] | None:
     """The model under the current config, and its key; None while the calibration is being made, or where the data
     does not fit, which is told."""
-    unfit = [f for f in choose.findings(model, cache.dataset(state.data_ref())) if f.severity == "error"]
-    if unfit:
-        st.error(errors.escape(f"{unfit[0].message} {unfit[0].remedy or ''}"))
-        st.page_link("pages/lab/start.py", label="Choose other data on Start")
+    if not choose.data_fits(model):
         return None
     found = prepared.require(key="steps")
     if found is None:
         return None
-    calibration = cache.store().artifact(found.calibration_artifact)
-    return converted(model, state.mapping(), calibration), _key(model, state.mapping(), calibration)
-
-
-def converted(model: Model, mapping: QConfigMapping, calibration: Artifact | None) -> QuantizedModel:
-    """The model under this config, with a stored calibration. Shared: do not change it. Raises what convert raises."""
-    return _converted(_key(model, mapping, calibration), model, mapping, calibration)
-
-
-def _key(model: Model, mapping: QConfigMapping, calibration: Artifact | None) -> Key:
-    config = json.dumps(mapping.to_dict(), sort_keys=True)
-    return model.content_hash, "" if calibration is None else calibration.hash, config
-
-
-@st.cache_resource(max_entries=8, show_spinner="Quantizing")
-def _converted(key: Key, _model: Model, _mapping: QConfigMapping, _calibration: Artifact | None) -> QuantizedModel:
-    from qlab.calibration import Calibration
-    from qlab.conversion import convert
-
-    return convert(_model, _mapping, None if _calibration is None else Calibration.load(_calibration.path))
+    return converted.under(model, state.mapping(), cache.store().artifact(found.calibration_artifact))
 
 
 def layers(key: Key, qmodel: QuantizedModel) -> list[str]:
@@ -150,7 +125,7 @@ def inputs_of(qmodel: QuantizedModel, sample: int) -> tuple[Tensor, ...]:
 
 @st.cache_resource(max_entries=16, show_spinner=False)
 def _entries(key: Key, _qmodel: QuantizedModel) -> Mapping[str, str]:
-    from qlab.runtime.measure import needed_entries
+    from qlab.runtime.session import needed_entries
 
     return needed_entries(_qmodel)
 

@@ -5,18 +5,10 @@ from torch import nn
 
 import qlab
 from qlab.config import QConfig, QConfigMapping, QuantSpec
+from tests.networks import Twice
 
 W8 = QuantSpec(bits=8, qscheme="per_channel_symmetric")
 A8 = QuantSpec(bits=8)
-
-
-class Twice(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.fc = nn.Linear(8, 8)
-
-    def forward(self, x):
-        return self.fc(torch.relu(self.fc(x)))
 
 
 class Sizes(nn.Module):

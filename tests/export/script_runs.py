@@ -3,13 +3,14 @@
 import json
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 
 import qlab
-from qlab.config import QConfigMapping
+from qlab.config import QConfig, QConfigMapping, QuantSpec
 from qlab.conversion import QuantizedModel
+from qlab.export.translation import Translation
 
 ROOT = Path(__file__).resolve().parents[2]
 HOSTILE = 'x"""\'\n\r\u2028import os; os._exit(7)\n# \x0c\\'
@@ -70,3 +71,13 @@ def quantized(sample: str, mapping: QConfigMapping | str, samples: int | None = 
     if isinstance(mapping, str):
         return experiment, _of_preset(sample, mapping, samples), data
     return experiment, qlab.convert(model, mapping, calibration), data
+
+
+def translated(script: Callable[[qlab.Experiment, QuantizedModel], Translation], sample: str, mapping):
+    """(translation, quantized model) of this sample and mapping."""
+    experiment, qmodel, _ = quantized(sample, mapping)
+    return script(experiment, qmodel), qmodel
+
+
+def static(weight: QuantSpec | None, activation: QuantSpec | None) -> QConfigMapping:
+    return QConfigMapping(default=QConfig(weight, activation))

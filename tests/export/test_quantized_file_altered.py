@@ -1,5 +1,6 @@
 """Nothing is run from a file that was altered, and it is refused by name."""
 
+import contextlib
 import copy
 import json
 import random
@@ -87,12 +88,10 @@ CODE = "x, __import__('os').system('touch owned')"
 )
 def test_code_in_a_name_is_never_run(good, tmp_path, monkeypatch, change):
     monkeypatch.chdir(tmp_path)
-    try:
+    with contextlib.suppress(BadUpload):  # refusing it is right too
         loaded = qlab.load_quantized(altered(good, "graph", change))
-    except BadUpload:
-        return
-    loaded(torch.randn(2, 6), torch.randn(2, 4))
-    assert "__import__" not in loaded.graph_module.code
+        loaded(torch.randn(2, 6), torch.randn(2, 4))
+        assert "__import__" not in loaded.graph_module.code
     assert not list(tmp_path.iterdir())
 
 

@@ -1,32 +1,17 @@
 """The torchao script runs, comes near our simulation, and tells what it loses and nothing else."""
 
-import ast
-
 import pytest
 
 import qlab
 from qlab.config import QConfig, QConfigMapping, QuantSpec
 from qlab.export.torchao_script import torchao_script
-from qlab.samples import sample_names
-from tests.export.script_runs import HOSTILE, printed, quantized, run_scripts
+from tests.export.script_runs import printed, quantized, run_scripts, static, translated
 
 W, A = QuantSpec(qscheme="per_channel_symmetric"), QuantSpec()
 
 
 def _static(weight=W, activation=A):
-    return QConfigMapping(default=QConfig(weight, activation))
-
-
-def _translate(sample, mapping):
-    experiment, qmodel, _ = quantized(sample, mapping)
-    return torchao_script(experiment, qmodel), qmodel
-
-
-def test_every_preset_and_sample_compiles():
-    for sample in sample_names():
-        for preset in qlab.presets:
-            t, _ = _translate(sample, preset)
-            compile(t.text, t.file_name, "exec")
+    return static(weight, activation)
 
 
 def test_accuracies_are_those_of_the_simulation(tmp_path):
@@ -65,7 +50,7 @@ def test_accuracies_are_those_of_the_simulation(tmp_path):
     ids=["plain", "bits", "tensor", "average", "percentile 100", "16", "rules", "weight only", "dynamic", "float"],
 )
 def test_nothing_is_told_of_what_can_be_said(mapping):
-    t, _ = _translate("conv_digits", mapping)
+    t, _ = translated(torchao_script, "conv_digits", mapping)
     assert t.differences == ()
     assert "differs" not in t.text.split("import numpy")[0]
 
@@ -86,7 +71,7 @@ def test_nothing_is_told_of_what_can_be_said(mapping):
     ids=["mse", "percentile", "entropy", "weight mse", "weight percentile", "groups", "unsigned", "lstm", "attention"],
 )
 def test_what_is_lost_is_told(sample, mapping, asked):
-    t, qmodel = _translate(sample, mapping)
+    t, qmodel = translated(torchao_script, sample, mapping)
     (found,) = [d for d in t.differences if asked in d.asked]
     assert len(t.differences) == 1
     assert found.layers
@@ -98,15 +83,9 @@ def test_what_is_lost_is_told(sample, mapping, asked):
 
 
 def test_layers_of_a_rule_have_their_own_spec():
-    t, _ = _translate("conv_digits", _static().replace(by_name={"block2.*": QConfig(W.replace(bits=4), A)}))
+    t, _ = translated(
+        torchao_script, "conv_digits", _static().replace(by_name={"block2.*": QConfig(W.replace(bits=4), A)})
+    )
     assert "('conv2d_1', 'block2.conv.weight'): weight_2," in t.text
     assert "('conv2d_2', 'block3.conv.weight'): weight_1," in t.text
     assert "quant_min=-8,\n    quant_max=7," in t.text
-
-
-def test_hostile_names_stay_texts():
-    _, qmodel, _ = quantized("conv_digits", "x86")
-    t = torchao_script(qlab.Experiment(HOSTILE, {"path": HOSTILE + ".npz", "targets": HOSTILE}, "x86"), qmodel)
-    calls = {ast.unparse(n.func) for n in ast.walk(ast.parse(t.text)) if isinstance(n, ast.Call)}
-    assert not [c for c in calls if c.startswith("os.")]
-    assert f"MODEL = {HOSTILE!r}" in t.text

@@ -4,11 +4,15 @@ import ast
 
 import pytest
 
+import qlab
 from qlab.config import QConfigMapping
+from qlab.export.onnxruntime_script import onnxruntime_script
 from qlab.export.script_parts import comment, data_constants, file_stem, head, model_path, stand_in
+from qlab.export.torchao_script import torchao_script
 from qlab.export.translation import Difference, Translation
 from qlab.lab.experiment import Experiment
-from tests.export.script_runs import HOSTILE
+from qlab.samples import sample_names
+from tests.export.script_runs import HOSTILE, quantized, translated
 
 
 def test_frozen():
@@ -65,3 +69,23 @@ def test_samples_are_named_by_their_file():
     path, _, difference = model_path("conv_digits")
     assert path.endswith("conv_digits/model.pt2")
     assert difference is None
+
+
+other_tools = pytest.mark.parametrize("script", [torchao_script, onnxruntime_script])
+
+
+@other_tools
+def test_every_preset_and_sample_compiles(script):
+    for sample in sample_names():
+        for preset in qlab.presets:
+            t, _ = translated(script, sample, preset)
+            compile(t.text, t.file_name, "exec")
+
+
+@other_tools
+def test_hostile_names_stay_texts(script):
+    _, qmodel, _ = quantized("conv_digits", "x86")
+    t = script(Experiment(HOSTILE, {"path": HOSTILE + ".npz", "targets": HOSTILE}, "x86"), qmodel)
+    calls = {ast.unparse(n.func) for n in ast.walk(ast.parse(t.text)) if isinstance(n, ast.Call)}
+    assert not [c for c in calls if c.startswith("os.")]
+    assert f"MODEL = {HOSTILE!r}" in t.text

@@ -7,6 +7,7 @@ from torch import nn
 import qlab
 from qlab.errors import DataMismatch, UnsupportedModel
 from qlab.samples import sample_names
+from tests.networks import Twice
 
 torch.manual_seed(0)
 
@@ -48,15 +49,6 @@ class Products(nn.Module):
 
     def forward(self, x):
         return x @ self.w.t() + torch.matmul(x, self.w.t().contiguous().detach()), nn.functional.linear(x, self.w)
-
-
-class Twice(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.fc = nn.Linear(8, 8)
-
-    def forward(self, x):
-        return self.fc(torch.relu(self.fc(x)))
 
 
 def randomise_batch_norm(module):

@@ -7,6 +7,7 @@ from torch import nn
 import qlab
 from qlab.config import QConfig, QConfigMapping, QuantSpec
 from qlab.graph.placement import place
+from tests.networks import Twice
 
 W8 = QuantSpec(bits=8, qscheme="per_channel_symmetric")
 A8 = QuantSpec(bits=8)
@@ -166,15 +167,7 @@ def test_a_computed_weight_is_not_a_weight():
 
 
 def test_a_layer_called_twice_has_two_lines_and_one_table():
-    class Twice(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.fc = nn.Linear(4, 4)
-
-        def forward(self, x):
-            return self.fc(torch.relu(self.fc(x)))
-
-    model = qlab.load_model(Twice().eval(), torch.randn(2, 4))
+    model = qlab.load_model(Twice(4).eval(), torch.randn(2, 4))
     placed = place(model, QConfigMapping(default=STATIC))
     assert [r.layer for r in placed.ledger] == ["fc", "relu", "fc@1"]
     assert len({w.constant.target for w in placed.weights}) == 1

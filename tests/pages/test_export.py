@@ -17,20 +17,20 @@ import torch
 from qlab.conversion import convert
 from qlab.data import load_dataset
 from qlab.export.quantized_load import load_quantized
+from qlab.export.script_parts import safe_stem
 from qlab.export.size import file_size
 from qlab.export.torchao_script import torchao_script
 from qlab.export.translation import Difference
 from qlab.graph.capture import load_model
 from qlab.lab.experiment import Experiment
-from qlab.lab.export import EXPORT, export_key, export_task, find_exports
+from qlab.lab.export import EXPORT, export_key, find_exports
 from qlab.lab.run import find_prepared
 from qlab.lab.store import Store
-from qlab.lab.tasks import describe_export
-from qlab.lab.work import Work, carry_out
 from qlab.metrics import write
 from qlab.preset import presets
-from qlab.ui import cache, export, export_text, state
+from qlab.ui import cache, export_text
 from qlab.ui.library import ModelRef, sample_data
+from tests.jobs_here import carry
 
 MODEL = "conv_digits"
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,10 +41,7 @@ def written(prepared_home):
     """The files of the sample under two configs, in the store as the job leaves them."""
     store = Store(prepared_home)
     for preset in ("x86", "int4_weight_only"):
-        row = describe_export(store, {"experiment": Experiment(MODEL, MODEL, preset)})
-        run_id = store.create_run(kind="export", **row.columns)
-        store.start(run_id)
-        carry_out(export_task, Work(store, run_id), dict(row.spec))
+        carry(store, "export", experiment=Experiment(MODEL, MODEL, preset))
     store.close()
 
 
@@ -208,10 +205,9 @@ def test_data_that_does_not_fit_is_said_and_starts_no_job(open_page) -> None:
     ],
     ids=["plain", "path", "shell", "not ASCII", "long"],
 )
-def test_names_of_downloads_are_safe(monkeypatch, name, expected) -> None:
-    monkeypatch.setattr(state, "preset_name", lambda: "x86")
-    assert export.safe_stem(name) == expected
-    assert re.fullmatch(r"[A-Za-z0-9_-]{1,60}", export.safe_stem(name))
+def test_names_of_downloads_are_safe(name, expected) -> None:
+    assert safe_stem(name, "x86") == expected
+    assert re.fullmatch(r"[A-Za-z0-9_-]{1,60}", safe_stem(name, "x86"))
 
 
 def test_an_upload_cannot_write_into_the_lines_it_is_named_in(page) -> None:

@@ -8,32 +8,25 @@ import pytest
 
 import qlab
 from qlab.lab.experiment import Experiment
-from qlab.lab.inspect import find_runtime_report, runtime_task
+from qlab.lab.inspect import find_runtime_report
 from qlab.lab.store import Store
-from qlab.lab.tasks import KINDS, describe_runtime
-from qlab.lab.work import Work, carry_out
+from qlab.lab.tasks import KINDS
 from qlab.metrics import percent, write
 from qlab.preset import presets
 from qlab.runtime import measure
 from qlab.runtime import report as reports
 from qlab.runtime.why import why_not_faster
 from qlab.ui import cache, errors, jobs, runtime
+from tests.jobs_here import carry
 
 MODEL = "conv_digits"
 BATCH = 8
 THREADS = 1  # torch with more would stall where the machine is busy
 
 
-def measured(store: Store, preset: str, **calls):
-    """Carries the job out here; gives what it stored."""
-    row = describe_runtime(store, {"experiment": Experiment(MODEL, MODEL, preset), "batch": BATCH, **calls})
-    run_id = store.create_run(kind="runtime", **row.columns)
-    store.start(run_id)
-    carry_out(runtime_task, Work(store, run_id), dict(row.spec))
-    return found(store, preset)
-
-
-def found(store: Store, preset: str):
+def measured(store: Store, preset: str):
+    """What the job stores, carried out here."""
+    carry(store, "runtime", experiment=Experiment(MODEL, MODEL, preset), batch=BATCH, threads=THREADS)
     model, data = qlab.load_model(MODEL), qlab.load_dataset(MODEL)
     return find_runtime_report(store, model, data, presets[preset], batch=BATCH, threads=THREADS)
 
@@ -45,7 +38,7 @@ def known(prepared_home):
     patch = pytest.MonkeyPatch()
     patch.setitem(measure.runtime_report.__kwdefaults__, "budget", 0.05)
     try:
-        yield {name: measured(store, name, threads=THREADS) for name in ("x86", "dynamic")}
+        yield {name: measured(store, name) for name in ("x86", "dynamic")}
     finally:
         patch.undo()
         store.close()
@@ -152,15 +145,20 @@ def test_the_float_graph_stands_beside_it(page, known) -> None:
     assert any(f"{len(known['x86'].times.reference.ops)} ops in order" in c.value for c in at.caption)
 
 
-def test_a_first_visit_starts_the_job_and_shows_nothing_of_another_config(page, monkeypatch) -> None:
-    asked = []
+@pytest.fixture
+def asked(monkeypatch):
+    """(kind, arguments) of the jobs a page submits; they are stored and nobody takes them up."""
+    out = []
 
     def submit(kind, **arguments):
-        asked.append((kind, arguments))
-        row = KINDS[kind].describe(cache.store(), arguments)
-        return cache.store().create_run(kind=kind, **row.columns)
+        out.append((kind, arguments))
+        return cache.store().create_run(kind=kind, **KINDS[kind].describe(cache.store(), arguments).columns)
 
     monkeypatch.setattr(jobs, "submit", submit)
+    return out
+
+
+def test_a_first_visit_starts_the_job_and_shows_nothing_of_another_config(page, asked) -> None:
     at = page("int8_weight_only")
     ((kind, arguments),) = asked
     assert kind == "runtime"
@@ -172,23 +170,16 @@ def test_a_first_visit_starts_the_job_and_shows_nothing_of_another_config(page, 
     assert len(asked) == 1
 
 
-def test_another_batch_is_measured_at_once(page, monkeypatch) -> None:
-    asked = []
-
-    def submit(kind, **arguments):
-        asked.append(arguments)
-        return cache.store().create_run(kind=kind, **KINDS[kind].describe(cache.store(), arguments).columns)
-
-    monkeypatch.setattr(jobs, "submit", submit)
+def test_another_batch_is_measured_at_once(page, asked) -> None:
     at = page()
     assert not asked
     at.segmented_control(key="runtime_batch").set_value(1).run()
-    assert [a["batch"] for a in asked] == [1]
+    assert [a["batch"] for _, a in asked] == [1]
     assert not at.metric
     at.segmented_control(key="runtime_batch").set_value(BATCH).run()
     assert figures(at)
     at.button(key="runtime_again").click().run()
-    assert asked[-1]["again"] is True
+    assert asked[-1][1]["again"] is True
     assert not at.metric
 
 

@@ -13,22 +13,15 @@ from qlab.errors import InvalidConfig
 from qlab.plots.steps import MOST_POINTS, accumulator_line, window_heatmaps
 from qlab.plots.theme import palette
 from qlab.runtime.steps import explain_element
+from tests.networks import Body
 
 both_themes = pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 CONFIG = QConfig(weight=QuantSpec(bits=8, qscheme="per_channel_symmetric"), activation=QuantSpec(bits=8))
 
 
 def element(layer, shape, index):
-    class Body(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.body = layer
-
-        def forward(self, x):
-            return self.body(x)
-
     x = torch.from_numpy(np.random.default_rng(0).normal(0.5, 1, size=(4, *shape)).astype(np.float32))
-    model = qlab.load_model(Body().eval(), x)
+    model = qlab.load_model(Body(layer).eval(), x)
     qmodel = qlab.convert(
         model, QConfigMapping(default=CONFIG), qlab.calibrate(model, qlab.load_dataset(x.numpy()))
     )  # fmt: skip

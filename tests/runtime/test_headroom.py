@@ -16,19 +16,11 @@ from qlab.config import QConfig, QConfigMapping, QuantSpec
 from qlab.errors import DataMismatch
 from qlab.runtime.cpu import cpu_features
 from qlab.runtime.headroom import INT16_HIGH, INT16_LOW, Headroom, Pairs, headroom
+from tests.networks import Body
 
 W8 = QuantSpec(bits=8, qscheme="per_channel_symmetric")
 U8 = QuantSpec(bits=8)
 S8 = U8.replace(signed=True)
-
-
-class Body(nn.Module):
-    def __init__(self, body):
-        super().__init__()
-        self.body = body
-
-    def forward(self, x):
-        return self.body(x)
 
 
 def quantized(body, x, weight=W8, activation=U8, mode="static"):

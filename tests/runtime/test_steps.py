@@ -13,22 +13,14 @@ import qlab
 from qlab.config import QConfig, QConfigMapping, QuantSpec
 from qlab.errors import DataMismatch, InvalidConfig
 from qlab.runtime.steps import explain_element, explainable_layers, integer_layer, trace_layer
+from tests.networks import Body, Twice
 
 W8 = QuantSpec(bits=8, qscheme="per_channel_symmetric")
 U8 = QuantSpec(bits=8)
 
 
-class Body(nn.Module):
-    def __init__(self, *body):
-        super().__init__()
-        self.body = nn.Sequential(*body)
-
-    def forward(self, x):
-        return self.body(x)
-
-
 def quantized(x, *body, weight=W8, activation=U8, mode="static"):
-    model = qlab.load_model(Body(*body).eval(), x)
+    model = qlab.load_model(Body(nn.Sequential(*body)).eval(), x)
     calib = qlab.calibrate(model, qlab.load_dataset(x.numpy()))
     config = QConfig(weight=weight, activation=None if mode == "weight_only" else activation, mode=mode)
     return qlab.convert(model, QConfigMapping(default=config), calib)
@@ -232,17 +224,9 @@ def test_a_model_read_from_a_file_of_codes_has_no_float_value(tmp_path):
 
 
 def test_a_layer_called_again_is_a_layer_of_its_own():
-    class Twice(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.fc = nn.Linear(4, 4)
-
-        def forward(self, x):
-            return self.fc(torch.relu(self.fc(x)))
-
     torch.manual_seed(0)
     x = torch.randn(16, 4)
-    model = qlab.load_model(Twice().eval(), x)
+    model = qlab.load_model(Twice(4).eval(), x)
     calib = qlab.calibrate(model, qlab.load_dataset(x.numpy()))
     qmodel = qlab.convert(model, QConfigMapping(default=QConfig(weight=W8, activation=U8)), calib)
     assert explainable_layers(qmodel) == ["fc", "fc@1"]
@@ -283,7 +267,7 @@ def test_layers_without_integers_say_why(options, why):
 
 def test_a_float_layer_and_other_ops_say_why():
     x = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
-    model = qlab.load_model(Body(nn.Linear(4, 2), nn.GELU(), nn.Linear(2, 2)).eval(), x)
+    model = qlab.load_model(Body(nn.Sequential(nn.Linear(4, 2), nn.GELU(), nn.Linear(2, 2))).eval(), x)
     mapping = QConfigMapping(default=QConfig(weight=W8, activation=U8), by_name={"body.0": None})
     qmodel = qlab.convert(model, mapping, qlab.calibrate(model, qlab.load_dataset(x.numpy())))
     assert explainable_layers(qmodel) == ["body.2"]
