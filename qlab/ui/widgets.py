@@ -10,6 +10,7 @@ import streamlit as st
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
+FEW_FIGURES = 5  # that fit one row with large gaps at 1,400 pixels
 _MISSING = object()
 
 
@@ -52,7 +53,9 @@ def chart(figure: go.Figure, *, key: str, **kwargs: Any) -> Any:
 
 def figures(values: list[tuple[str, str, str | None, str]]) -> None:
     """Large figures in one row, which wraps where it is narrow: (label, value, note under it, help)."""
-    with st.container(horizontal=True, gap="large", vertical_alignment="center"):
+    with st.container(
+        horizontal=True, gap="large" if len(values) <= FEW_FIGURES else "medium", vertical_alignment="top"
+    ):  # fmt: skip
         for label, value, note, text in values:
             # In columns of equal width a narrow window would cut the values.
             st.metric(label, value, note, delta_color="off", delta_arrow="off", help=text, width="content")

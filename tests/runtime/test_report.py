@@ -274,3 +274,13 @@ def test_an_op_of_the_float_graph_carries_the_layer_it_came_from(report):
     """ReLU belongs to what it is computed from, also where the runtime took it into a convolution."""
     convolutions = [o.layer for o in report.times.reference.ops if o.op == "Conv"]
     assert sorted(convolutions) == sorted(p.layer for p in report.plan if p.op == "conv2d")
+
+
+def test_times_wait_for_a_machine_that_gets_quiet_and_not_for_ever(monkeypatch):
+    seen = iter([90.0, 60.0, 3.0, 80.0])
+    monkeypatch.setattr(measure.psutil, "cpu_percent", lambda interval: next(seen))
+    assert measure._quiet() == pytest.approx(0.03)
+    looks = []
+    monkeypatch.setattr(measure.psutil, "cpu_percent", lambda interval: looks.append(interval) or 90.0)
+    assert measure._quiet() == pytest.approx(0.9)
+    assert sum(looks) == 2
