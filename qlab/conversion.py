@@ -327,7 +327,8 @@ class _Converter:
             if key is None or not sums_are_integer(activations[key], weights[point.weight]):
                 continue
             grid, weight, node = activations[key], weights[point.weight], self.copy_of[point.node]
-            scale = ProductScale(grid, weight, channels=-1 if op_type(point.node) == "linear" else 1)
+            channels = -1 if op_type(point.node) == "linear" else 1
+            scale = ProductScale(grid, weight, channels, self._next_grid(node))
             with self.gm.graph.inserting_before(node):
                 x = self._call("xc", point.weight, InputCodes(grid), node.args[0])
                 w = self._call("wc", point.weight, WeightCodes(weight))
@@ -344,6 +345,20 @@ class _Converter:
             node.args = (x, w, *([b] if len(node.args) > 2 else []), *node.args[3:])
             node.kwargs = {k: b if k == "bias" else v for k, v in node.kwargs.items()}
             self.copy_of[point.node] = y
+
+    def _next_grid(self, node: fx.Node) -> FakeQuantize | None:
+        """The one grid, of one scale, that the output of a product is put on, at once or behind a fused activation."""
+        for _ in range(2):
+            readers = [user for user in node.users if user.users]  # a ReLU that its grid took over has none left
+            if len(readers) != 1:
+                return None
+            (node,) = readers
+            if node.op == "call_module":
+                found = self.gm.get_submodule(str(node.target))
+                return found if isinstance(found, FakeQuantize) and not found.scale.ndim else None
+            if node.op != "call_function" or packet_name(node) not in ("relu", "relu6", "clamp", "hardtanh"):
+                return None
+        return None
 
     def _call(self, prefix: str, name: str, module: nn.Module, *args: Any) -> fx.Node:
         return self.gm.graph.call_module(self._add_module(prefix, name, module), args)

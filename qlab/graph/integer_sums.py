@@ -87,14 +87,18 @@ class BiasCodes(_ProductGrid):
 
 
 class ProductScale(_ProductGrid):
-    """Sums of products to values. channels: axis of the output channels."""
+    """Sums of products to values. channels: axis of the output channels. target: the grid that what comes out is put on
+    next; rounding is then that of an integer kernel, which goes from sums to steps of this grid with one multiplier."""
 
-    def __init__(self, grid: FakeQuantize, weight: QuantizedTensor, channels: int):
+    def __init__(self, grid: FakeQuantize, weight: QuantizedTensor, channels: int, target: FakeQuantize | None = None):
         super().__init__(grid, weight)
         self.channels = channels
+        self._target = (target,)
 
     def forward(self, sums: Tensor) -> Tensor:
-        scale = self.scale
+        (target,) = self._target
+        scale = self.scale if target is None else self.scale / target.scale
         if scale.ndim:
             scale = scale.reshape([-1 if i == self.channels % sums.ndim else 1 for i in range(sums.ndim)])
-        return sums.mul_(scale)
+        sums.mul_(scale)
+        return sums if target is None else sums.round_().mul_(target.scale)

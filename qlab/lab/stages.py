@@ -26,7 +26,7 @@ from qlab.lab.store import Artifact, Store
 from qlab.lab.work import Work
 
 # Part of every key: raise it when statistics or evaluation change what they measure, or old ones would be taken.
-DERIVED_VERSION = 2
+DERIVED_VERSION = 3
 CALIBRATION, FLOAT_EVALUATION = "calibration", "float evaluation"
 
 # Relative to a batch through the float network, to price the stages still to come before they have been timed.

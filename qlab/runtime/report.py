@@ -18,7 +18,7 @@ from qlab.runtime.headroom import Headroom, Pairs
 from qlab.runtime.latency import Timing
 from qlab.runtime.parity import Parity
 
-REPORT_VERSION = 2  # raise it when a report would say something else
+REPORT_VERSION = 3  # raise it when a report would say something else
 # Names of what is timed.
 FLOAT, INTEGER, DEFAULTS, TORCH = "float", "integer", "integer, runtime defaults", "float in torch"
 

@@ -125,14 +125,32 @@ def test_cifar_accuracy_on_integers(cifar):
     integer = qlab.evaluate(qmodel, test, reference=simulated, backend="integer")
     assert integer.backend == "integer"
     assert integer.agreement >= 0.995
-    steps = parity(qmodel, next(iter(test.evaluation.batches(512)))[1])
-    assert steps.output_in_steps
-    assert steps.output_largest <= 1.001
-    assert max(t.own_largest for t in steps.tensors) <= 1
     assert integer.accuracy >= 0.905
     layers = set(integer.sqnr) & set(simulated.sqnr)
     assert layers
     assert all(abs(integer.sqnr[k] - simulated.sqnr[k]) < 0.5 for k in layers)
+
+
+@pytest.mark.parametrize("preset", ["x86", "x86_avx2", "arm", "tflite", "onnxruntime", "tensorrt"])
+def test_cifar_outputs_are_a_step_away_at_most(cifar, preset):
+    model, train, test = cifar
+    qmodel = qlab.convert(model, qlab.presets[preset], qlab.calibrate(model, train))
+    steps = parity(qmodel, next(iter(test.evaluation.batches(512)))[1])
+    assert steps.output_in_steps
+    assert steps.output_largest <= 1.001
+    assert max(t.own_largest for t in steps.tensors) <= 1
+
+
+@pytest.mark.parametrize("name", ["conv_digits", "depthwise_digits", "residual_digits", "outlier_mlp"])
+@pytest.mark.parametrize("preset", ["x86", "tflite", "w4a8"])
+def test_products_round_as_the_kernels_do(samples, name, preset):
+    """Not one code of a convolution or linear differs where both start from the same input."""
+    model, inputs, calib = samples[name]
+    qmodel = qlab.convert(model, qlab.presets[preset], calib)
+    products = {qmodel.outputs[r.layer] for r in qmodel.ledger if r.op in ("conv2d", "linear")}
+    found = [t for t in parity(qmodel, inputs).tensors if t.tensor in products]
+    assert len(found) == len(products)
+    assert [t.own_differing for t in found] == [0] * len(found)
 
 
 @pytest.mark.parametrize(
