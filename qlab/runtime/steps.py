@@ -2,7 +2,8 @@
 
 The arithmetic is that of ONNX Runtime's QLinearConv and QGemm: products and their sum in integers, the bias as int32
 at the scale of the products, one float32 multiplier for each output channel, rounding half to even. The simulation
-computes the same in float, so that the two differ where a value falls near the middle between two codes.
+multiplies and rounds in the same way in float; where the two differ, other integers reached the layer, or a bias that
+does not fit 32 bits was added.
 """
 
 from __future__ import annotations
