@@ -15,14 +15,14 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from qlab.errors import InvalidConfig, QLabError, RunFailed
-from qlab.lab.store import APP_STOPPED, CANCELLED, FAILED, QUEUED, RUNNING, Run, Store
-from qlab.lab.tasks import KINDS, NOT_FOUND, TAKEN, Kind, Order, execute
-from qlab.lab.work import LAB_ERROR
+from qlab.lab.store import APP_STOPPED, CANCELLED, DONE, FAILED, QUEUED, RUNNING, Run, Store
+from qlab.lab.tasks import KINDS, NOT_FOUND, TAKEN, Kind, Order, execute, find_task
+from qlab.lab.work import LAB_ERROR, Outcome, recorded
 
 if TYPE_CHECKING:
     from distributed import Client, Future, LocalCluster
@@ -35,6 +35,8 @@ BEAT_EVERY = 5.0
 RECOVER_EVERY = 60.0
 STAFF_EVERY = 10.0
 CONNECT_WITHIN = "10s"
+PLACES_WITHIN = 60.0
+HERE_ENDS_WITHIN = 5.0
 LOST_BEFORE_START = 3  # times a job may go down with a worker it had not begun on
 MEMORY_EVENT = "worker-restart-memory"  # what a nanny calls it when it ends a worker over its limit
 
@@ -73,6 +75,7 @@ class _Ticket:
 
     order: Order
     max_attempts: int
+    needs: tuple[str, ...] = ()  # hashes of artifacts its worker must have at hand
     future: Future | None = None
     stop_by: float | None = None  # when its worker is killed unless it ends by itself
     killed: bool = False
@@ -102,6 +105,7 @@ class JobRunner:
         self._lock = threading.RLock()
         self._pending: deque[_Ticket] = deque()
         self._active: dict[str, _Ticket] = {}
+        self._here: dict[str, threading.Thread] = {}
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._keeper: threading.Thread | None = None
         self._closing = False
@@ -137,11 +141,51 @@ class JobRunner:
         self.start()
         columns = row.columns | ({"name": name} if name else {})
         run_id = self.store.create_run(kind=kind, parent=parent, **columns)
-        order = Order(run_id, self._kinds[kind].target, str(self.store.home), self.store.url)
-        with self._lock:
-            self._pending.append(_Ticket(order, max_attempts))
-        self._wake.put(None)
+        self._take_in(run_id, self._kinds[kind], max_attempts)
         return run_id
+
+    def hand_in(self, run_id: str, *, max_attempts: int = 3, needs: Sequence[str] = ()) -> None:
+        """Queue a run whose row is written with status queued; one that is here or was cancelled stays as it is.
+
+        needs: hashes of artifacts its worker must have at hand. Raises InvalidConfig if there is no such run or kind.
+        """
+        kind = self.store.get_run(run_id).kind
+        if kind not in self._kinds:
+            raise InvalidConfig(f"Run {run_id} is of kind {kind!r}: this app has {', '.join(self._kinds)}.")
+        self.start()
+        self._take_in(run_id, self._kinds[kind], max_attempts, tuple(needs))
+
+    def _take_in(self, run_id: str, kind: Kind, max_attempts: int, needs: tuple[str, ...] = ()) -> None:
+        with self._lock:
+            if self._closing:
+                self._end(run_id, APP_STOPPED)
+                return
+            if self._mine(run_id):
+                return
+            if kind.here:
+                thread = threading.Thread(
+                    target=self._carry_out_here, args=(run_id, kind.target), name=f"qlab-{run_id}", daemon=True
+                )
+                self._here[run_id] = thread
+                thread.start()
+                return
+            order = Order(run_id, kind.target, str(self.store.home), self.store.url)
+            self._pending.append(_Ticket(order, max_attempts, needs))
+        self._wake.put(None)
+
+    @property
+    def places(self) -> int:
+        """How many jobs can run at once, 1 at least. Waits for the cluster to be up, unless that number is known."""
+        if self._staff is not None and not self.address:
+            return self._staff.workers
+        self.start(PLACES_WITHIN)
+        with self._lock:
+            return max(1, self._places() if self._client is not None else 0)
+
+    @property
+    def closing(self) -> bool:
+        """Whether the runner has been told to end; jobs that are carried out here should then end too."""
+        return self._closing
 
     def cancel(self, run_id: str, timeout: float = 5.0) -> Run:
         """Stop a run; gives it as it ended, in less than a second. One that has ended stays as it is.
@@ -152,8 +196,12 @@ class JobRunner:
         self.store.request_cancel(run_id)
         self._wake.put(None)
         with self._lock:
-            mine = run_id in self._active or any(t.order.run_id == run_id for t in self._pending)
+            mine = self._mine(run_id)
         return self.wait(run_id, timeout) if mine else self.store.get_run(run_id)
+
+    def _mine(self, run_id: str) -> bool:
+        """Whether a run is on its way through this runner. Under the lock."""
+        return run_id in self._active or run_id in self._here or any(t.order.run_id == run_id for t in self._pending)
 
     def wait(self, run_id: str, timeout: float | None = None) -> Run:
         """The run when it has ended, or after `timeout` seconds as it then is."""
@@ -174,15 +222,41 @@ class JobRunner:
             if self._closing:
                 return
             self._closing = True
+            here = list(self._here.items())
         self._wake.put(None)
+        for run_id, _ in here:
+            self._end(run_id, APP_STOPPED)
         if self._keeper is not None:
             self._keeper.join(30)
+        for _, thread in here:
+            if thread is not threading.current_thread():
+                thread.join(HERE_ENDS_WITHIN)
 
     def __enter__(self) -> JobRunner:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    # ---- kinds that are carried out here -------------------------------------------------------------------------
+
+    def _carry_out_here(self, run_id: str, target: str) -> None:
+        try:
+            if not self.store.start(run_id):
+                return  # cancelled meanwhile
+            with recorded(self.store, run_id):
+                outcome = find_task(target)(self, run_id)
+                if isinstance(outcome, Outcome):
+                    self.store.finish(run_id, DONE, result=outcome.result, headline=outcome.headline)
+                elif self.store.is_open(run_id):
+                    raise TypeError(f"{target} gave {type(outcome).__name__}, not an Outcome, and left its run open")
+        except QLabError as error:
+            LOG.info("run %s ended: %s", run_id, error)  # it stands in the row, with its reason
+        except Exception:
+            LOG.exception("run %s failed", run_id)  # in the row too
+        finally:
+            with self._lock:
+                del self._here[run_id]
 
     # ---- the keeper ----------------------------------------------------------------------------------------------
 

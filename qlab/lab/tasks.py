@@ -40,11 +40,13 @@ class Kind:
     """A kind of job. target: "module:function", called as function(work, spec) -> Outcome in a worker.
 
     describe: from the arguments of submit to the row. The row's spec is all the worker gets: a run can be repeated
-    from its row.
+    from its row. here: not for a worker but for a thread of the runner's own process, as function(runner, run_id) with
+    the row started; for light coordination that reads the store and hands in other runs.
     """
 
     target: str
     describe: Callable[[Store, Mapping[str, Any]], Row] = field(default=_as_given)
+    here: bool = False
 
 
 def describe_experiment(store: Store, arguments: Mapping[str, Any], *, travels: bool = True) -> Row:
@@ -114,6 +116,12 @@ class Order:
     url: str
 
 
+def find_task(target: str) -> Callable[..., Any]:
+    """From "module:function" to the function."""
+    module, function = target.split(":")
+    return getattr(importlib.import_module(module), function)
+
+
 STARTED, NOT_FOUND, TAKEN = "started", "not found", "taken"
 
 
@@ -124,7 +132,6 @@ def execute(order: Order) -> str:
     """
     from qlab.lab.work import Work, carry_out
 
-    module, function = order.target.split(":")
     store = Store(order.home, order.url)
     try:
         run = store.try_run(order.run_id)
@@ -132,7 +139,7 @@ def execute(order: Order) -> str:
             return NOT_FOUND
         if not store.start(order.run_id):
             return TAKEN if run.status == RUNNING else STARTED
-        task = getattr(importlib.import_module(module), function)
+        task = find_task(order.target)
         try:
             carry_out(task, Work(store, order.run_id), run.spec)
         except QLabError as error:

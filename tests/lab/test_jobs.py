@@ -162,6 +162,69 @@ def test_what_cannot_be_submitted(runner: JobRunner) -> None:
     assert runner.store.count_runs() == before
 
 
+# ---- rows that are there already, and kinds that are carried out here ------------------------------------------------
+
+
+def test_a_row_that_is_written_is_handed_in(runner: JobRunner) -> None:
+    run_id = runner.store.create_run(kind="die_once", spec={})
+    runner.hand_in(run_id)
+    assert runner.wait(run_id, LONG).result == {"attempts": 2}
+    runner.hand_in(run_id)  # it has ended
+    assert runner.submit("count", steps=1)
+    cancelled = runner.store.create_run(kind="count", spec={"steps": 1})
+    runner.store.request_cancel(cancelled)
+    runner.hand_in(cancelled)
+    until(lambda: runner.ahead(cancelled) is None)
+    run = runner.store.get_run(cancelled)
+    assert (run.status, run.attempts) == (CANCELLED, 0)
+
+
+def test_what_cannot_be_handed_in(runner: JobRunner) -> None:
+    with pytest.raises(InvalidConfig, match="no run"):
+        runner.hand_in("nothere")
+    with pytest.raises(InvalidConfig, match="kind 'magic'"):
+        runner.hand_in(runner.store.create_run(kind="magic", spec={}))
+
+
+def test_places(runner: JobRunner) -> None:
+    assert (runner.places, runner.closing) == (1, False)
+
+
+def test_a_job_of_this_process_leads_others(runner: JobRunner) -> None:
+    run = runner.wait(runner.submit("lead", name="leading", parts=3, steps=2), LONG)
+    assert (run.name, run.attempts) == ("leading", 1)
+    assert run.result == {"statuses": [DONE] * 3, "pid": os.getpid()}
+    parts = runner.store.list_runs(parent=run.id)
+    assert sorted((p.position, p.attempts) for p in parts) == [(0, 1), (1, 1), (2, 1)]
+
+
+def test_a_job_of_this_process_is_cancelled(runner: JobRunner) -> None:
+    run = running(runner, "lead", parts=1, steps=100_000)
+    begun = time.monotonic()
+    assert runner.cancel(run.id).status == CANCELLED
+    assert time.monotonic() - begun < 0.5
+    for part in runner.store.list_runs(parent=run.id):
+        runner.cancel(part.id)
+
+
+def test_what_a_job_of_this_process_raises_ends_its_row(runner: JobRunner) -> None:
+    ours, fault = runner.wait(runner.submit("lead_astray"), LONG), runner.wait(runner.submit("lead_nowhere"), LONG)
+    assert (ours.status, ours.error) == (FAILED, "Nothing to lead.")
+    assert (fault.status, fault.error) == (FAILED, LAB_ERROR)
+    assert "left its run open" in (fault.detail or "")
+
+
+def test_closing_ends_a_job_of_this_process(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    runner = JobRunner(store, kinds=KINDS, staff=Staff(1, 1, 2 << 30))
+    run = running(runner, "lead", parts=2, steps=100_000)
+    until(lambda: store.count_runs(parent=run.id) == 2)
+    runner.close()
+    assert runner.closing
+    ended = [store.get_run(run.id), *store.list_runs(parent=run.id)]
+    assert [(r.status, r.error) for r in ended] == [(FAILED, APP_STOPPED)] * 3
+
+
 def test_nothing_listens_beyond_this_machine(runner: JobRunner) -> None:
     me = psutil.Process()
     for process in (me, *me.children(recursive=True)):
