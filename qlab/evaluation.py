@@ -41,6 +41,23 @@ class Evaluation:
     predictions: np.ndarray | None = field(repr=False)
     backend: str = "simulated"
 
+    def first(self, samples: int, targets: np.ndarray | None) -> Evaluation:
+        """The same evaluation cut to its first samples: predictions, accuracy and interval are theirs, agreement and
+        SQNR, which cannot be cut, are left out.
+
+        targets: labels of all samples or of those first ones, [n] or [n, positions]; None without labels.
+        Raises DataMismatch when it holds fewer samples, no predictions, or labels of another shape.
+        """
+        if self.predictions is None:
+            raise DataMismatch("this evaluation holds no predictions, so it cannot be cut: evaluate again.")
+        if not 1 <= samples <= self.n:
+            raise DataMismatch(f"this evaluation is of {self.n:,} samples: it has no first {samples:,}.")
+        predictions = self.predictions[:samples]
+        accuracy, interval = None, None
+        if targets is not None:
+            accuracy, interval = _accuracy(predictions, np.asarray(targets)[:samples], None)
+        return Evaluation(accuracy, interval, None, {}, samples, predictions.size, predictions, self.backend)
+
     def to_dict(self) -> dict[str, Any]:
         return {
             "accuracy": self.accuracy,
@@ -119,7 +136,7 @@ class Comparison:
 def evaluate(
     model_or_qmodel: Model | QuantizedModel, data: Dataset, reference: Model | Evaluation | None = None,
     batch_size: int = 64, backend: str = "simulated", progress: Progress | None = None, *,
-    sqnr_samples: int = SQNR_SAMPLES,
+    sqnr_samples: int = SQNR_SAMPLES, keep_going: Callable[[np.ndarray], bool] | None = None,
 ) -> Evaluation:  # fmt: skip
     """Run the evaluation part of the data and measure.
 
@@ -128,6 +145,8 @@ def evaluate(
     backend: "simulated" runs fake quantization in torch, "integer" the exported graph in ONNX Runtime; SQNR is then
     that of the layers whose output lies on a static grid. A model that was loaded without its float original has no
     SQNR, and agreement only with a `reference` that is given.
+    keep_going: asked after each batch, in order, with all predictions so far; with False the evaluation ends there, and
+    everything in it is of the samples seen.
     Raises DataMismatch (labels that do not fit), NonFinite (naming the first batch), InvalidConfig, and for "integer"
     UnsupportedModel naming the op that has no ONNX form.
     """
@@ -174,35 +193,27 @@ def evaluate(
             reference_output = own_float if own_float is not None and other is model else other(*inputs)
             of_reference.append(_predict(reference_output, targets, count, f"batch {number} of the reference"))
         done += count
+        if keep_going is not None:
+            predictions = [np.concatenate(predictions)]
+            if not keep_going(predictions[0]):
+                break
     if progress is not None:
         progress(stage, total, total)
-    all_predictions = np.concatenate(predictions)
-    against = (
-        reference.predictions
-        if isinstance(reference, Evaluation)
-        else np.concatenate(of_reference)
-        if of_reference
-        else None
-    )
-    accuracy = interval = None
+    seen = np.concatenate(predictions)
+    against = reference.predictions if isinstance(reference, Evaluation) else None
+    if against is not None and done < len(part) == len(against):
+        against = against[:done]
+    elif of_reference:
+        against = np.concatenate(of_reference)
+    accuracy, interval = None, None
     if part.targets is not None:
-        _check_labels(all_predictions, part.targets, model.n_classes)
-        right = int((all_predictions == part.targets).sum())
-        accuracy = right / all_predictions.size
-        interval = wilson_interval(right, all_predictions.size)
+        accuracy, interval = _accuracy(seen, part.targets[:done], model.n_classes)
     agreement = None
-    if against is not None and against.shape == all_predictions.shape:
-        agreement = float((against == all_predictions).mean())
+    if against is not None and against.shape == seen.shape:
+        agreement = float((against == seen).mean())
     return Evaluation(
-        accuracy,
-        interval,
-        agreement,
-        taps.sqnr() if taps else {},
-        len(part),
-        all_predictions.size,
-        all_predictions,
-        backend,
-    )
+        accuracy, interval, agreement, taps.sqnr() if taps else {}, done, seen.size, seen, backend
+    )  # fmt: skip
 
 
 def compare(reference: Evaluation, other: Evaluation, targets: np.ndarray | None) -> Comparison:
@@ -338,6 +349,15 @@ def _predict(output: Any, targets: Tensor | None, count: int, where: str) -> np.
             and targets.shape != logits.shape[:-1]:  # fmt: skip
         return logits.argmax(1).numpy()
     return logits.argmax(-1).numpy()
+
+
+def _accuracy(
+    predictions: np.ndarray, targets: np.ndarray, classes: int | None
+) -> tuple[float, tuple[float, float]]:  # fmt: skip
+    """Share of right predictions, with its interval. Raises DataMismatch."""
+    _check_labels(predictions, targets, classes)
+    right = int((predictions == targets).sum())
+    return right / predictions.size, wilson_interval(right, predictions.size)
 
 
 def _check_labels(predictions: np.ndarray, targets: np.ndarray, classes: int | None) -> None:

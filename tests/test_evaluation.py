@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -193,6 +194,66 @@ def test_integer_evaluation_is_that_of_the_runtime_and_says_so(residual):
 def test_a_float_model_has_no_integers(residual):
     with pytest.raises(InvalidConfig, match="convert"):
         qlab.evaluate(residual[0], residual[1], backend="integer")
+
+
+@pytest.mark.parametrize("backend", ["simulated", "integer"])
+def test_it_ends_where_it_is_told_to_and_measures_what_it_saw(residual, backend):
+    model, data, calib = residual
+    qmodel, part = qlab.convert(model, qlab.presets["x86"], calib), data.evaluation
+    whole = qlab.evaluate(qmodel, part, backend=backend)
+    given = []
+
+    def keep_going(predictions):
+        given.append(predictions)
+        return len(predictions) < 48
+
+    result = qlab.evaluate(qmodel, part, batch_size=16, backend=backend, keep_going=keep_going)
+    assert [len(g) for g in given] == [16, 32, 48]
+    assert all(np.array_equal(g, whole.predictions[: len(g)]) for g in given)
+    assert (result.n, result.predicted, result.backend) == (48, 48, backend)
+    right = int((whole.predictions[:48] == part.targets[:48]).sum())
+    assert (result.accuracy, result.accuracy_interval) == (right / 48, wilson_interval(right, 48))
+    assert result.agreement == (result.predictions == qlab.evaluate(model, part.subset(range(48))).predictions).mean()
+    assert set(result.sqnr) == set(whole.sqnr)
+    reference = qlab.evaluate(model, part)
+    again = qlab.evaluate(qmodel, part, reference, 16, backend, keep_going=lambda predictions: len(predictions) < 48)
+    assert again.to_dict() == result.to_dict()
+
+
+def test_it_goes_on_to_the_end_where_nobody_ends_it(residual):
+    model, data, calib = residual
+    part = data.evaluation.subset(range(50))
+    qmodel = qlab.convert(model, qlab.presets["x86"], calib)
+    asked = []
+    result = qlab.evaluate(qmodel, part, batch_size=16, keep_going=lambda p: asked.append(len(p)) or True)
+    assert asked == [16, 32, 48, 50]
+    assert result.to_dict() == qlab.evaluate(qmodel, part, batch_size=16).to_dict()
+
+
+def test_the_first_samples_of_an_evaluation(residual):
+    model, data, calib = residual
+    part = data.evaluation
+    whole = qlab.evaluate(qlab.convert(model, qlab.presets["x86"], calib), part)
+    cut, own = whole.first(40, part.targets), qlab.evaluate(model, part.subset(range(40)))
+    np.testing.assert_array_equal(cut.predictions, whole.predictions[:40])
+    right = int((whole.predictions[:40] == part.targets[:40]).sum())
+    assert (cut.accuracy, cut.accuracy_interval) == (right / 40, wilson_interval(right, 40))
+    assert (cut.n, cut.predicted, cut.agreement, cut.sqnr, cut.backend) == (40, 40, None, {}, "simulated")
+    assert qlab.compare(own, cut, part.targets[:40]).n == 40
+    assert (whole.first(40, None).accuracy, whole.first(40, None).accuracy_interval) == (None, None)
+    assert whole.first(40, part.targets[:40]).to_dict() == cut.to_dict()
+    for samples in (0, whole.n + 1):
+        with pytest.raises(DataMismatch, match=f"no first {samples:,}"):
+            whole.first(samples, part.targets)
+    with pytest.raises(DataMismatch, match="no predictions"):
+        replace(whole, predictions=None).first(40, part.targets)
+
+
+def test_the_first_samples_count_samples_where_each_has_several_predictions():
+    predictions = np.arange(12).reshape(4, 3)
+    whole = Evaluation(1.0, (0.7, 1.0), None, {}, 4, 12, predictions)
+    cut = whole.first(2, np.where(predictions == 1, 0, predictions))
+    assert (cut.n, cut.predicted, cut.accuracy) == (2, 6, 5 / 6)
 
 
 def test_cifar_x86_keeps_the_accuracy(cifar):
