@@ -72,6 +72,11 @@ def template(model: Model) -> Template:
     return _templates[model]
 
 
+def has_own_template(model: Model) -> bool:
+    """Whether `template` has it at hand."""
+    return model in _templates
+
+
 def keep_template(model: Model, found: Template) -> None:
     """Use this one, exported earlier or elsewhere, for the model. Raises UnsupportedModel if it is of another model."""
     if found.model_hash != model.content_hash:

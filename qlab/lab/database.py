@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
 from qlab.errors import InvalidConfig
-from qlab.lab.tables import METADATA, SCHEMA, SCHEMA_VERSION
+from qlab.lab.tables import METADATA, RUNS, SCHEMA, SCHEMA_VERSION, UPGRADED
 
 
 def default_home() -> Path:
@@ -65,11 +65,24 @@ class Database:
             found = connection.execute(sa.select(SCHEMA.c.version)).scalar_one_or_none()
             if found is None:
                 connection.execute(SCHEMA.insert().values(version=SCHEMA_VERSION))
+            elif found in UPGRADED:
+                _add_columns(connection)
+                connection.execute(SCHEMA.update().values(version=SCHEMA_VERSION))
+                found = SCHEMA_VERSION
         if found is not None and found != SCHEMA_VERSION:
             raise InvalidConfig(
                 f"The run database at {self.home} has version {found}, this qlab reads version {SCHEMA_VERSION}. "
                 "Use the qlab that wrote it, or set QLAB_HOME to another folder."
             )
+
+
+def _add_columns(connection: sa.Connection) -> None:
+    """Give the runs of an older database the columns that came later; all of them may be empty."""
+    there = {column["name"] for column in sa.inspect(connection).get_columns(RUNS.name)}
+    for column in RUNS.columns:
+        if column.name not in there:
+            kind = column.type.compile(dialect=connection.dialect)
+            connection.execute(sa.DDL(f"ALTER TABLE {RUNS.name} ADD COLUMN {column.name} {kind}"))
 
 
 def _engine(url: str) -> sa.Engine:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from qlab.graph.capture import Model
 
 VERSION = 1
+BACKENDS = ("simulated", "integer", "auto")
 DATA_FIELDS = ("path", "scale", "mean", "std", "targets")
 IN_MEMORY = "memory:"
 
@@ -29,7 +30,9 @@ class Experiment:
     model: name of a sample, path of a .pt2, "sha256:…" of a file in the store, or a Model.
     data: the same for data, a Dataset, or a table {"path", "scale", "mean", "std", "targets"} that says how to read it.
     mapping: a QConfigMapping or the name of a preset. calibration_samples: None takes the split the data brings.
-    seed: of the split. Raises InvalidConfig.
+    seed: of the split. backend: what the quantized network is evaluated with: "simulated" in torch, "integer" in ONNX
+    Runtime, "auto" the latter for configs that run on integers there, the former for the others; the result says which.
+    sqnr_samples: how many samples SQNR per layer is measured on; None takes what `evaluate` does. Raises InvalidConfig.
     """
 
     model: str | Model
@@ -40,6 +43,8 @@ class Experiment:
     calibration_samples: int | None = field(default=None, kw_only=True)
     seed: int = field(default=0, kw_only=True)
     name: str = field(default="", kw_only=True)
+    backend: str = field(default="simulated", kw_only=True)
+    sqnr_samples: int | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         if isinstance(self.model, os.PathLike):
@@ -57,6 +62,10 @@ class Experiment:
         if self.calibration_samples is not None:
             _whole("calibration_samples", self.calibration_samples, 1)
         _whole("seed", self.seed, 0)
+        if self.backend not in BACKENDS:
+            raise InvalidConfig(f"backend is {self.backend!r}: use one of {', '.join(BACKENDS)}.")
+        if self.sqnr_samples is not None:
+            _whole("sqnr_samples", self.sqnr_samples, 0)
         if not isinstance(self.name, str):
             raise InvalidConfig(f"name is {self.name!r}: give a text.")
 
@@ -77,7 +86,10 @@ class Experiment:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON. An object in memory becomes "memory:<name>:<hash>", which says what it was but cannot be loaded."""
-        return {
+        # Fields that came later are written where they say something, so that equal experiments keep equal hashes.
+        later = {"backend": "simulated", "sqnr_samples": None}
+        more = {key: getattr(self, key) for key, usual in later.items() if getattr(self, key) != usual}
+        return more | {
             "version": VERSION,
             "name": self.name,
             "model": _reference(self.model),

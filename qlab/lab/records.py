@@ -18,14 +18,24 @@ ENDED = (DONE, FAILED, CANCELLED)
 
 @dataclass(frozen=True)
 class Headline:
-    """The figures of a run that tables show and sort by."""
+    """The figures of a run that tables show and sort by.
+
+    accuracy_low, accuracy_high: 95 % interval. backend: what they were computed with. samples: how many were seen, and
+    dropped: why not all of them. latency: seconds of a call with latency_batch samples on integer kernels.
+    """
 
     accuracy: float | None = None
+    accuracy_low: float | None = None
+    accuracy_high: float | None = None
     float_accuracy: float | None = None
     agreement: float | None = None
     size: int | None = None
     float_size: int | None = None
     samples: int | None = None
+    backend: str | None = None
+    dropped: str | None = None
+    latency: float | None = None
+    latency_batch: int | None = None
 
 
 @dataclass(frozen=True)
@@ -66,6 +76,9 @@ class Run:
     tags: tuple[str, ...]
     notes: str
     deleted: float | None
+    rival: str | None = None
+    best: str | None = None
+    position: int | None = None
     result_json: str | None = field(default=None, repr=False)
     detail: str | None = field(default=None, repr=False)
 

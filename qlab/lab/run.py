@@ -21,12 +21,13 @@ from qlab.calibration import Calibration
 from qlab.config import QConfigMapping
 from qlab.conversion import QuantizedModel, convert
 from qlab.data import Dataset, Finding
-from qlab.errors import RunFailed
-from qlab.evaluation import Comparison, Evaluation, compare, evaluate
+from qlab.errors import RunFailed, UnsupportedModel
+from qlab.evaluation import SQNR_SAMPLES, Comparison, Evaluation, compare, evaluate
 from qlab.graph.capture import Model
-from qlab.lab import stages
+from qlab.lab import sources, stages, templates
 from qlab.lab.experiment import Experiment
 from qlab.lab.progress import Progress, ProgressCallback, Stage
+from qlab.lab.race import Race
 from qlab.lab.store import Headline, Run, Store, open_store
 from qlab.lab.tasks import describe_experiment, describe_prepare
 from qlab.lab.work import Outcome, Work, carry_out
@@ -134,7 +135,7 @@ def find_prepared(
     seed: int = 0,
 ) -> Prepared | None:
     """What `prepare` stored for this model and data, or None if it has not been computed; computes nothing."""
-    data = stages.split(data, calibration_samples, seed)
+    data = sources.split(data, calibration_samples, seed)
     calibration = store.find_derived(stages.CALIBRATION, stages.calibration_key(model, data, batch_size))
     evaluation = store.find_derived(stages.FLOAT_EVALUATION, stages.evaluation_key(model, data, batch_size))
     if calibration is None or evaluation is None:
@@ -178,34 +179,62 @@ def prepare_task(work: Work, spec: dict[str, Any]) -> Outcome:
 # ---- keys ------------------------------------------------------------------------------------------------------------
 
 
-def content_key(model: Model, data: Dataset, mapping: QConfigMapping, batch_size: int) -> str:
+def content_key(model: Model, data: Dataset, experiment: Experiment) -> str:
     """Equal for runs that compute the same thing, whatever their names, paths or presets."""
+    return content_key_of(model.content_hash, data.content_hash, model.fixed_batch or experiment.batch_size, experiment)
+
+
+def content_key_of(model_hash: str, data_hash: str, batch: int, experiment: Experiment) -> str:
+    """The same for who knows the hashes alone. batch: the samples really given at once."""
     return stages.key_of(
         "experiment",
         stages.DERIVED_VERSION,
-        model.content_hash,
-        data.content_hash,
-        model.fixed_batch or batch_size,
-        json.dumps(mapping.to_dict(), sort_keys=True),
+        model_hash,
+        data_hash,
+        batch,
+        json.dumps(experiment.resolved_mapping.to_dict(), sort_keys=True),
+        experiment.backend,
+        experiment.sqnr_samples,
     )
 
 
 # ---- the stages ------------------------------------------------------------------------------------------------------
 
 
-def _experiment(work: Work, experiment: Experiment) -> Outcome:
+def _experiment(work: Work, experiment: Experiment, given: Calibration | None = None) -> Outcome:
+    """given: a calibration to take instead of that of the data."""
     mapping = experiment.resolved_mapping
-    loaded = stages.load(work, experiment, ranges=mapping.needs_ranges, then=_own_stages)
+    ranges = mapping.needs_ranges
+    integer = _on_integers(experiment.backend, mapping)
+
+    def own_stages(batches: int) -> list[Stage]:
+        known = not integer or templates.has_template(work.store, loaded_model())
+        export = [] if known else [Stage(templates.EXPORT, seconds=templates.SECONDS)]
+        cost = stages.INTEGER_COST if integer else stages.QUANTIZED_COST
+        return [
+            Stage(stages.CONVERT, seconds=0.2), *export, Stage(EVALUATE_QUANTIZED, batches, cost),
+            Stage(COMPARE, seconds=0.05),
+        ]  # fmt: skip
+
+    def loaded_model() -> Model:
+        return sources.open_model(experiment.model, work.store)
+
+    loaded = stages.load(work, experiment, ranges=ranges and given is None, then=own_stages)
     model, data = loaded.model, loaded.data
-    work.store.identify(work.run_id, content_key=content_key(model, data, mapping, experiment.batch_size))
+    if given is None:
+        work.store.identify(work.run_id, content_key=content_key(model, data, experiment))
     # Weight-only and dynamic configs take no ranges from the data: nothing to wait for.
-    calibrated = stages.calibration(work, model, data, experiment.batch_size) if mapping.needs_ranges else None
+    calibrated = stages.calibration(work, model, data, experiment.batch_size) if ranges and given is None else None
     reference, reference_artifact = stages.float_evaluation(work, model, data, experiment.batch_size)
     work.progress(stages.CONVERT)
-    qmodel = convert(model, mapping, calibrated[0] if calibrated else None)
-    quantized = evaluate(qmodel, data, reference, experiment.batch_size, progress=work.stage(EVALUATE_QUANTIZED))
+    calibration = calibrated[0] if calibrated else given if ranges else None
+    qmodel = convert(model, mapping, calibration)
+    race = _race(work, data.evaluation, reference)
+    quantized = _evaluate(work, experiment, qmodel, data, reference, integer, race)
     work.progress(COMPARE)
-    comparison = compare(reference, quantized, data.evaluation.targets)
+    right = data.evaluation.targets
+    seen = reference if quantized.predicted == reference.predicted else reference.first(quantized.n, right)
+    comparison = compare(seen, quantized, None if right is None else right[: quantized.n])
     artifact = stages.write_evaluation(work.store, QUANTIZED_EVALUATION, quantized)
     work.progress(COMPARE, 1, 1)
     work.meter.finish()
@@ -213,36 +242,94 @@ def _experiment(work: Work, experiment: Experiment) -> Outcome:
     if calibrated:
         artifacts[stages.CALIBRATION] = calibrated[1].hash
     return Outcome(
-        _result(model, data, mapping, loaded.findings, qmodel, reference, quantized, comparison)
+        _result(model, data, mapping, loaded.findings, qmodel, seen, quantized, comparison)
         | {
-            "calibration": _calibration_summary(calibrated[0]) if calibrated else None,
+            "calibration": _calibration_summary(calibration) if calibration else None,
             "artifacts": artifacts,
+            "dropped": None if race is None or race.dropped is None else race.dropped.to_dict(),
             "timings": work.meter.timings,
         },
-        Headline(
-            accuracy=quantized.accuracy,
+        headline(
+            quantized,
+            # Over all samples, also where this run saw only some: it is a fact about the network, not about the run.
             float_accuracy=reference.accuracy,
-            agreement=quantized.agreement,
             size=qmodel.size.quantized_bytes,
             float_size=qmodel.size.float_bytes,
-            samples=quantized.n,
+            dropped=None if race is None or race.dropped is None else race.dropped.words,
         ),
     )
 
 
-def _own_stages(batches: int) -> list[Stage]:
-    return [
-        Stage(stages.CONVERT, seconds=0.2),
-        Stage(EVALUATE_QUANTIZED, batches, stages.QUANTIZED_COST),
-        Stage(COMPARE, seconds=0.05),
-    ]
+def headline(evaluation: Evaluation, **more: Any) -> Headline:
+    """The figures of a row, from what was evaluated."""
+    low, high = evaluation.accuracy_interval or (None, None)
+    return Headline(
+        accuracy=evaluation.accuracy,
+        accuracy_low=low,
+        accuracy_high=high,
+        agreement=evaluation.agreement,
+        samples=evaluation.n,
+        backend=evaluation.backend,
+        **more,
+    )
+
+
+def _on_integers(backend: str, mapping: QConfigMapping) -> bool:
+    """Whether to try the integer kernels. None runs activations per channel, and weights alone compute in float."""
+    if backend != "auto":
+        return backend == "integer"
+    specs = [rule.activation for rule in mapping.rules if rule is not None]
+    return any(specs) and all(spec is None or spec.granularity == "tensor" for spec in specs)
+
+
+def _race(work: Work, part: Dataset, reference: Evaluation) -> Race | None:
+    """What this run is held against while it goes on, if whoever started it named a rival."""
+    rival = work.store.get_run(work.run_id).rival
+    if rival is None:
+        return None
+    against = stages.read_evaluation(work.store.artifact(rival))
+    assert against.predictions is not None
+    # Without labels the float network's answer is the right one.
+    right = part.targets if part.targets is not None else reference.predictions
+    assert right is not None
+    return Race(against.predictions, right)
+
+
+def _evaluate(
+    work: Work, experiment: Experiment, qmodel: QuantizedModel, data: Dataset, reference: Evaluation, integer: bool,
+    race: Race | None,
+) -> Evaluation:  # fmt: skip
+    def on(backend: str) -> Evaluation:
+        return evaluate(
+            qmodel, data, reference, experiment.batch_size, backend, work.stage(EVALUATE_QUANTIZED),
+            sqnr_samples=SQNR_SAMPLES if experiment.sqnr_samples is None else experiment.sqnr_samples,
+            keep_going=None if race is None else race.keep_going,
+        )  # fmt: skip
+
+    if not integer:
+        return on("simulated")
+    work.progress(templates.EXPORT)
+    try:
+        templates.ensure_template(work.store, qmodel.model)
+        return on("integer")
+    except UnsupportedModel:
+        if experiment.backend == "integer":
+            raise
+        return on("simulated")  # "auto" means just that; the result says with what it was computed
 
 
 def _prepare(work: Work, experiment: Experiment) -> tuple[Prepared, Outcome]:
-    loaded = stages.load(work, experiment, ranges=True)
+    """With a backend other than "simulated" the exported graph is made as well, for the configs to come."""
+    exports = experiment.backend != "simulated"
+    later = [Stage(templates.EXPORT, seconds=templates.SECONDS)] if exports else []
+    loaded = stages.load(work, experiment, ranges=True, then=lambda _batches: later)
     model, data = loaded.model, loaded.data
     calibration, calibration_artifact = stages.calibration(work, model, data, experiment.batch_size)
     reference, reference_artifact = stages.float_evaluation(work, model, data, experiment.batch_size)
+    artifacts = {stages.CALIBRATION: calibration_artifact.hash, stages.FLOAT_EVALUATION: reference_artifact.hash}
+    if exports:
+        work.progress(templates.EXPORT)
+        artifacts |= templates.artifacts_of(work.store, model)
     work.meter.finish()
     result = {
         "version": RESULT_VERSION,
@@ -251,13 +338,14 @@ def _prepare(work: Work, experiment: Experiment) -> tuple[Prepared, Outcome]:
         "findings": [asdict(f) for f in loaded.findings],
         "float": _figures(reference),
         "calibration": _calibration_summary(calibration),
-        "artifacts": {stages.CALIBRATION: calibration_artifact.hash, stages.FLOAT_EVALUATION: reference_artifact.hash},
+        "artifacts": artifacts,
+        "batch": model.fixed_batch or experiment.batch_size,  # the samples really given at once
         "timings": work.meter.timings,
         "versions": _versions(),
     }
-    headline = Headline(float_accuracy=reference.accuracy, float_size=model.float_bytes, samples=reference.n)
+    figures = Headline(float_accuracy=reference.accuracy, float_size=model.float_bytes, samples=reference.n)
     prepared = Prepared(calibration, reference, calibration_artifact.hash, reference_artifact.hash)
-    return prepared, Outcome(result, headline)
+    return prepared, Outcome(result, figures)
 
 
 # ---- the result as JSON ----------------------------------------------------------------------------------------------

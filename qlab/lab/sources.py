@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from qlab.errors import InvalidConfig
 from qlab.lab.experiment import IN_MEMORY, Experiment
+from qlab.lab.kept import file_key, kept
 from qlab.lab.store import Artifact, Store
-from qlab.samples import sample_names
+from qlab.samples import sample_folder, sample_names
 
 if TYPE_CHECKING:
     from qlab.data import Dataset
     from qlab.graph.capture import Model
+    from qlab.lab.sweep import Sweep
+
+Described = TypeVar("Described", "Experiment", "Sweep")
 
 # An artifact's name is its hash alone; readers that go by the ending find one of these beside it.
 ENDINGS = (".pt2", ".npz", ".npy", ".safetensors", ".pt", ".csv", ".parquet", ".zip")
@@ -24,25 +29,44 @@ def open_model(reference: Any, store: Store) -> Model:
     """Load the model an experiment names. Raises InvalidConfig, UnsupportedModel, BadUpload."""
     from qlab.graph.capture import load_model
 
-    return load_model(_locate(reference, store, "model")) if isinstance(reference, str) else reference
+    if not isinstance(reference, str):
+        return reference
+    source = _locate(reference, store, "model")
+    return kept("model", _file_key(source, "model.pt2"), lambda: load_model(source))
 
 
-def open_data(reference: Any, store: Store) -> Dataset:
-    """Load the data an experiment names, read as its table says. Raises InvalidConfig, BadUpload, DataMismatch."""
+def open_data(reference: Any, store: Store, samples: int | None = None, seed: int = 0) -> Dataset:
+    """Load the data an experiment names, read as its table says, and split it where samples are asked for.
+
+    Raises InvalidConfig, BadUpload, DataMismatch.
+    """
     from qlab.data import load_dataset
 
-    if isinstance(reference, str):
-        return load_dataset(_locate(reference, store, "data"))
-    if not isinstance(reference, Mapping):
-        return reference
-    how = {k: v for k, v in reference.items() if k != "path"}
+    if not isinstance(reference, str | Mapping):
+        return split(reference, samples, seed)
+    how = {k: v for k, v in reference.items() if k != "path"} if isinstance(reference, Mapping) else {}
+    source = _locate(reference["path"] if isinstance(reference, Mapping) else reference, store, "data")
+    keys = [_file_key(source, "data.npz")]
     if "targets" in how:
         # A column of the file or, where there is a file of this name, the labels in it.
         how["targets"] = _targets(how["targets"], store)
-    return load_dataset(_locate(reference["path"], store, "data"), **how)
+        if os.path.isfile(how["targets"]):
+            keys.append(file_key(how["targets"]))
+    key = (*keys, json.dumps(how, sort_keys=True), samples, seed)
+    return kept("data", key, lambda: split(load_dataset(source, **how), samples, seed))
 
 
-def portable(experiment: Experiment, store: Store, *, travels: bool = True) -> Experiment:
+def split(data: Dataset, samples: int | None, seed: int) -> Dataset:
+    """The data with this many samples set aside to calibrate; None leaves the split they bring."""
+    return data if samples is None else data.split(samples, seed)
+
+
+def _file_key(source: str, sample_file: str) -> tuple[Any, ...]:
+    folder = sample_folder(source)
+    return file_key(source if folder is None else folder / sample_file)
+
+
+def portable(experiment: Described, store: Store, *, travels: bool = True) -> Described:
     """The same experiment in words another process understands: absolute paths, data in memory saved in the store.
 
     A Model in memory has no file to name: it raises InvalidConfig if the experiment travels to another process, and

@@ -21,6 +21,7 @@ from qlab.evaluation import Evaluation, evaluate
 from qlab.graph.capture import Model
 from qlab.lab import sources
 from qlab.lab.experiment import Experiment
+from qlab.lab.kept import kept
 from qlab.lab.progress import Stage
 from qlab.lab.store import Artifact, Store
 from qlab.lab.work import Work
@@ -30,7 +31,7 @@ DERIVED_VERSION = 3
 CALIBRATION, FLOAT_EVALUATION = "calibration", "float evaluation"
 
 # Relative to a batch through the float network, to price the stages still to come before they have been timed.
-CALIBRATE_COST, QUANTIZED_COST = 1.5, 1.8
+CALIBRATE_COST, QUANTIZED_COST, INTEGER_COST = 1.5, 1.8, 0.8
 LOAD, CHECK, CALIBRATE, EVALUATE_FLOAT, CONVERT = "load", "check", "calibrate", "evaluate float", "convert"
 
 
@@ -55,7 +56,7 @@ def load(
     work.meter.plan([Stage(LOAD, seconds=0.5)])
     work.progress(LOAD)
     model = sources.open_model(experiment.model, work.store)
-    data = split(sources.open_data(experiment.data, work.store), experiment.calibration_samples, experiment.seed)
+    data = sources.open_data(experiment.data, work.store, experiment.calibration_samples, experiment.seed)
     # Before the check: what is refused should say what it was.
     work.store.identify(work.run_id, model_hash=model.content_hash, data_hash=data.content_hash)
     size = model.fixed_batch or experiment.batch_size
@@ -85,15 +86,11 @@ def quantized(work: Work, loaded: Loaded, mapping: QConfigMapping, batch_size: i
     return convert(loaded.model, mapping, found)
 
 
-def split(data: Dataset, samples: int | None, seed: int) -> Dataset:
-    return data if samples is None else data.split(samples, seed)
-
-
 def calibration(work: Work, model: Model, data: Dataset, batch_size: int) -> tuple[Calibration, Artifact]:
     key = calibration_key(model, data, batch_size)
     found = work.store.find_derived(CALIBRATION, key)
     if found is not None:
-        return Calibration.load(found.path), found
+        return kept(CALIBRATION, found.hash, lambda: Calibration.load(found.path)), found
     made = calibrate(model, data, batch_size, work.stage(CALIBRATE))
     with work.store.new_file(".npz") as path:
         made.save(path)

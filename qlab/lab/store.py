@@ -51,32 +51,34 @@ class Store(ArtifactStore):
         parent: str | None = None,
     ) -> str:
         """Write the row of a run that is about to start, owned by this process; gives its id."""
-        try:
-            spec_json = json.dumps(spec, allow_nan=False, sort_keys=True)
-        except (TypeError, ValueError) as error:
-            raise InvalidConfig(f"The spec of a run has to be JSON: {error}.") from error
-        owner = self._own()
-        values = {
-            "created": time.time(),
-            "status": QUEUED,
-            "kind": kind,
-            "name": name,
-            "spec": spec_json,
-            "spec_hash": spec_hash or hashlib.sha256(spec_json.encode()).hexdigest(),
-            "parent": parent,
-            "model": model,
-            "data": data,
-            "config": config,
-            "owner": owner,
-        }
+        row = {"spec": spec, "spec_hash": spec_hash, "name": name, "model": model, "data": data, "config": config}
+        return self.create_runs([row], kind=kind, parent=parent)[0]
+
+    def create_runs(self, rows: Sequence[Mapping[str, Any]], *, kind: str, parent: str | None = None) -> list[str]:
+        """Write the rows of runs, all or none; gives their ids. Those of a sweep get their position in it.
+
+        rows: spec, and any of spec_hash, name, model, data, config.
+        """
+        common = {"kind": kind, "parent": parent, "owner": self._own(), "status": QUEUED, "created": time.time()}
+        values = []
+        for position, row in enumerate(rows):
+            try:
+                spec = json.dumps(row["spec"], allow_nan=False, sort_keys=True)
+            except (TypeError, ValueError) as error:
+                raise InvalidConfig(f"The spec of a run has to be JSON: {error}.") from error
+            words = {column: row.get(column, "") for column in ("name", "model", "data", "config")}
+            digest = row.get("spec_hash") or hashlib.sha256(spec.encode()).hexdigest()
+            place = None if parent is None else position
+            values.append({**common, **words, "spec": spec, "spec_hash": digest, "position": place})
         for _ in range(3):
-            run_id = secrets.token_hex(5)
+            ids = [secrets.token_hex(5) for _ in values]
             try:
                 with self._write() as connection:
-                    connection.execute(RUNS.insert().values(id=run_id, **values))
-                return run_id
+                    if values:
+                        connection.execute(RUNS.insert(), [{"id": i, **v} for i, v in zip(ids, values, strict=True)])
+                return ids
             except IntegrityError:
-                if self.try_run(run_id) is None:
+                if not self.list_runs(ids=ids, limit=1) and not self.list_runs(ids=ids, limit=1, deleted=True):
                     raise  # not two equal ids, so another try would not help
         raise RunFailed("No free id for a new run was found in three tries.")
 
@@ -150,8 +152,8 @@ class Store(ArtifactStore):
             return list(connection.execute(query).scalars())
 
     def identify(self, run_id: str, **values: str) -> None:
-        """Fill in what is known only after loading: name, model, data, model_hash, data_hash, content_key."""
-        unknown = set(values) - {"name", "model", "data", "config", "model_hash", "data_hash", "content_key"}
+        """Fill in what is known only later: name, model, data, hashes, content_key, rival."""
+        unknown = set(values) - {"name", "model", "data", "config", "model_hash", "data_hash", "content_key", "rival"}
         if unknown:
             raise TypeError(f"not for identify: {', '.join(sorted(unknown))}")
         with self._write() as connection:
@@ -174,7 +176,9 @@ class Store(ArtifactStore):
             raise TypeError("a run is done exactly if it has a result")
         values: dict[str, Any] = {"status": status, "finished": time.time(), "seconds_left": None, "error": error}
         if status == DONE:
-            values |= {"share": 1.0, **asdict(headline or Headline())}
+            values["share"] = 1.0
+        if headline is not None:
+            values |= asdict(headline)
         with self._write() as connection:
             changed = connection.execute(
                 RUNS.update().where(RUNS.c.id == run_id, RUNS.c.status.in_(OPEN)).values(**values)
@@ -196,6 +200,36 @@ class Store(ArtifactStore):
                 RUNS.update().where(RUNS.c.id == run_id, RUNS.c.status == RUNNING).values(status=QUEUED, started=None)
             )
         return changed.rowcount == 1
+
+    def reopen(self, ids: Sequence[str]) -> list[str]:
+        """failed or cancelled -> queued, owned by this process, for what is to be tried again. Gives those reopened."""
+        owner = self._own()
+        with self._write() as connection:
+            found = list(
+                connection.execute(
+                    sa.select(RUNS.c.id).where(RUNS.c.id.in_(ids), RUNS.c.status.in_((FAILED, CANCELLED)))
+                ).scalars()
+            )
+            connection.execute(DOCUMENTS.delete().where(DOCUMENTS.c.run.in_(found)))
+            connection.execute(
+                RUNS.update()
+                .where(RUNS.c.id.in_(found))
+                .values(
+                    status=QUEUED, owner=owner, started=None, finished=None, error=None, cancel_requested=False,
+                    stage="", done=0, total=0, share=0.0, seconds_left=None, rival=None,
+                )
+            )  # fmt: skip
+        return found
+
+    def note_best(self, sweep: str, best: str | None, headline: Headline) -> None:
+        """Write the best of a sweep's runs so far, and its figures, into the row of the sweep."""
+        with self._write() as connection:
+            connection.execute(RUNS.update().where(RUNS.c.id == sweep).values(best=best, **asdict(headline)))
+
+    def note_latency(self, run_id: str, seconds: float, batch: int) -> None:
+        """Write what a call of a run's integer session takes."""
+        with self._write() as connection:
+            connection.execute(RUNS.update().where(RUNS.c.id == run_id).values(latency=seconds, latency_batch=batch))
 
     def request_cancel(self, run_id: str) -> str:
         """Ask a run to stop; one that has not begun is cancelled at once. Gives the status after that."""
@@ -267,7 +301,7 @@ class Store(ArtifactStore):
         search: words, each part of name, model, data, config, tags or notes, or the beginning of the id.
         """
         query = sa.select(RUNS).where(*_conditions(ids, status, kind, parent, content_key, search, tag, deleted, owner))
-        query = query.order_by(RUNS.c.created.desc(), RUNS.c.id).limit(limit).offset(offset)
+        query = query.order_by(RUNS.c.created.desc(), RUNS.c.position, RUNS.c.id).limit(limit).offset(offset)
         with self._read() as connection:
             return [_run(row) for row in connection.execute(query).mappings()]
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+UPGRADED = (1,)  # versions whose runs only lack columns that may be empty
 
 METADATA = sa.MetaData()
 
@@ -55,6 +56,15 @@ RUNS = sa.Table(
     sa.Column("size", sa.BigInteger),
     sa.Column("float_size", sa.BigInteger),
     sa.Column("samples", sa.Integer),
+    sa.Column("accuracy_low", sa.Float),
+    sa.Column("accuracy_high", sa.Float),
+    sa.Column("backend", sa.String(16)),  # what the figures were computed with: simulated or integer
+    sa.Column("dropped", sa.Text),  # why its evaluation was ended before all samples were seen
+    sa.Column("latency", sa.Float),
+    sa.Column("latency_batch", sa.Integer),
+    sa.Column("rival", sa.String(64)),  # artifact: evaluation it is held against while it is evaluated
+    sa.Column("best", sa.String(32)),  # of a sweep: the best of its runs so far
+    sa.Column("position", sa.Integer),  # in its sweep
     sa.Column("owner", sa.String(32), sa.ForeignKey("owners.id"), nullable=False),
     sa.Column("worker_pid", sa.Integer),
     sa.Column("worker_host", sa.String(255)),

@@ -77,6 +77,23 @@ def describe_prepare(store: Store, arguments: Mapping[str, Any], *, travels: boo
     return Row(spec=row.spec, model=row.model, data=row.data)
 
 
+def describe_sweep(store: Store, arguments: Mapping[str, Any], *, travels: bool = True) -> Row:
+    """sweep=Sweep(…)."""
+    from qlab.lab import sources
+    from qlab.lab.sweep import Sweep
+
+    if set(arguments) != {"sweep"} or not isinstance(arguments["sweep"], Sweep):
+        raise InvalidConfig("A job of kind sweep takes sweep=Sweep(…) and nothing else.")
+    sweep = arguments["sweep"]
+    labels = {
+        "name": sweep.name,
+        "model": sources.label(sweep.model, store),
+        "data": sources.label(sweep.data, store),
+        "config": f"{len(sweep.configs)} configs",
+    }
+    return Row(spec=sources.portable(sweep, store, travels=travels).to_dict(), **labels)
+
+
 def describe_export(store: Store, arguments: Mapping[str, Any]) -> Row:
     """experiment=Experiment(…); its name says nothing about the files, so that equal requests have equal specs."""
     row = describe_experiment(store, arguments)
@@ -101,6 +118,7 @@ def describe_runtime(store: Store, arguments: Mapping[str, Any]) -> Row:
 KINDS: Mapping[str, Kind] = {
     "experiment": Kind("qlab.lab.run:experiment_task", describe_experiment),
     "prepare": Kind("qlab.lab.run:prepare_task", describe_prepare),
+    "sweep": Kind("qlab.lab.drive:drive", describe_sweep, here=True),
     "export": Kind("qlab.lab.export:export_task", describe_export),
     "runtime": Kind("qlab.lab.inspect:runtime_task", describe_runtime),
 }

@@ -333,6 +333,64 @@ def test_places_that_do_not_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         Store(tmp_path / "b")
 
 
+def test_an_older_database_gets_the_new_columns(store: Store) -> None:
+    run_id = finished(store)
+    later = (
+        "backend",
+        "accuracy_low",
+        "accuracy_high",
+        "dropped",
+        "latency",
+        "latency_batch",
+        "rival",
+        "best",
+        "position",
+    )
+    with sqlite3.connect(store.home / "qlab.db") as connection:
+        for column in later:
+            connection.execute(f"alter table runs drop column {column}")
+        connection.execute("update schema_version set version = 1")
+    with Store(store.home)._read() as connection:
+        assert connection.exec_driver_sql("select version from schema_version").scalar_one() == 2
+    again = Store(store.home)
+    assert again.get_run(run_id).headline == Headline(accuracy=0.5, size=10)
+    other = finished(again)
+    again.note_latency(other, 0.25, 16)
+    assert (again.get_run(other).headline.latency, again.get_run(other).headline.latency_batch) == (0.25, 16)
+
+
+def test_rows_of_a_sweep_are_written_at_once_and_keep_their_order(store: Store) -> None:
+    sweep = new(store, kind="sweep")
+    ids = store.create_runs([{"spec": {"i": i}, "name": f"c{i}"} for i in range(50)], kind="experiment", parent=sweep)
+    found = store.list_runs(limit=None, parent=sweep)
+    assert [run.id for run in found] == ids
+    assert [run.position for run in found] == list(range(50))
+    assert store.create_runs([], kind="experiment", parent=sweep) == []
+    with pytest.raises(InvalidConfig, match="JSON"):
+        store.create_runs([{"spec": {}}, {"spec": {"x": float("nan")}}], kind="experiment")
+    assert store.count_runs(parent=sweep) == 50
+
+
+def test_reopening_what_did_not_come_to_an_end(store: Store) -> None:
+    done, failed, cancelled, going = finished(store), new(store), new(store), new(store)
+    store.start(failed)
+    store.finish(failed, FAILED, error="no", detail="long")
+    store.request_cancel(cancelled)
+    store.start(going)
+    assert sorted(store.reopen([done, failed, cancelled, going])) == sorted([failed, cancelled])
+    for run in map(store.get_run, (failed, cancelled)):
+        assert (run.status, run.error, run.detail, run.started, run.cancel_requested) == (
+            QUEUED,
+            None,
+            None,
+            None,
+            False,
+        )
+    assert store.get_run(done).status == DONE
+    assert store.start(failed)
+    assert store.finish(failed, DONE, result={"x": 2})
+
+
 def test_a_database_of_another_version(store: Store) -> None:
     with sqlite3.connect(store.home / "qlab.db") as connection:
         connection.execute("update schema_version set version = 99")
