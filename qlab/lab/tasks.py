@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qlab.errors import InvalidConfig, QLabError
-from qlab.lab.store import RUNNING, Store
+from qlab.lab.store import DONE, RUNNING, Store
 
 LOG = logging.getLogger("qlab.lab")
 
@@ -105,14 +105,35 @@ def describe_runtime(store: Store, arguments: Mapping[str, Any]) -> Row:
     has a report. The name of the experiment says nothing here."""
     given = dict(arguments)
     again = bool(given.pop("again", False))
-    calls = {"batch": given.pop("batch", 32), "threads": given.pop("threads", 2)}
-    for name, value in calls.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise InvalidConfig(f"{name} is {value!r}: give a whole number of at least 1.")
+    calls = _calls(given, batch=32)
     row = describe_export(store, given)
     return Row(
         spec={"experiment": row.spec, "again": again, **calls}, model=row.model, data=row.data, config=row.config
     )
+
+
+def describe_latency(store: Store, arguments: Mapping[str, Any]) -> Row:
+    """runs=[ids of finished experiments of one network], and any of batch, threads: of the calls that are timed."""
+    given = dict(arguments)
+    ids = list(given.pop("runs", ()))
+    calls = _calls(given, batch=1)
+    if given or not ids:
+        raise InvalidConfig("A job of kind latency takes runs=[ids], and batch and threads if they are not the usual.")
+    found = {run.id: run for run in store.list_runs(limit=None, ids=ids, kind="experiment", status=DONE)}
+    if missing := [i for i in ids if i not in found]:
+        raise InvalidConfig(f"These are not finished experiments of this store: {', '.join(missing)}.")
+    first = found[ids[0]]
+    spec = {"experiments": {i: found[i].spec for i in ids}, **calls}
+    return Row(spec=spec, model=first.model, data=first.data, config=f"{len(ids)} configs")
+
+
+def _calls(given: dict[str, Any], *, batch: int) -> dict[str, int]:
+    """batch and threads of timed calls, taken out of what was given. Raises InvalidConfig."""
+    calls = {"batch": given.pop("batch", batch), "threads": given.pop("threads", 2)}
+    for name, value in calls.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise InvalidConfig(f"{name} is {value!r}: give a whole number of at least 1.")
+    return calls
 
 
 KINDS: Mapping[str, Kind] = {
@@ -120,6 +141,7 @@ KINDS: Mapping[str, Kind] = {
     "prepare": Kind("qlab.lab.run:prepare_task", describe_prepare),
     "sweep": Kind("qlab.lab.drive:drive", describe_sweep, here=True),
     "export": Kind("qlab.lab.export:export_task", describe_export),
+    "latency": Kind("qlab.lab.timing:latency_task", describe_latency),
     "runtime": Kind("qlab.lab.inspect:runtime_task", describe_runtime),
 }
 

@@ -150,7 +150,7 @@ def measure_times(
     graph, float_graph = quantized_onnx(qmodel).proto, float_onnx(model).proto
     feed = {s.name: x.numpy() for s, x in zip(model.inputs, inputs, strict=True)}
     tell(PROFILE, 0, 3)
-    busy = _quiet()
+    busy = wait_for_quiet()
     integer = executed(graph, feed, options.for_model(qmodel))
     tell(PROFILE, 1, 3)
     reference = executed(float_graph, feed, options)
@@ -168,7 +168,7 @@ def measure_times(
         made = []
         for number, size in enumerate(sizes, begun):
             x = take(model, data, size)
-            calls = {name: _call(network, x) for name, network in networks.items()}
+            calls = {name: call_of(network, x) for name, network in networks.items()}
 
             def turn(done: int, total: int, before: int = number) -> None:
                 tell(TIME, round(100 * (before + done / total)), 200 * len(sizes))
@@ -177,12 +177,12 @@ def measure_times(
         return tuple(made)
 
     timings = timed(sessions, 0.8, 0)
-    with _threads(threads):
+    with torch_threads(threads):
         in_torch = timed({FLOAT: sessions[FLOAT], TORCH: model}, 0.2, len(sizes))
     return Times(integer, defaults, reference, timings, in_torch, busy)
 
 
-def _quiet() -> float:
+def wait_for_quiet() -> float:
     """Share of the machine's time that others take, after a wait of two seconds at most for them to stop: threads of
     this process that still spin for the next evaluation batch are among them."""
     for _ in range(8):
@@ -207,12 +207,12 @@ def take(model: Model, data: Dataset, count: int) -> tuple[Tensor, ...]:
     return next(iter(part.subset(np.arange(size) % len(part)).batches(size)))[1]
 
 
-def _call(session: Callable[..., Any], inputs: tuple[Tensor, ...]) -> Callable[[], Any]:
+def call_of(session: Callable[..., Any], inputs: tuple[Tensor, ...]) -> Callable[[], Any]:
     return lambda: session(*inputs)
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
+def torch_threads(count: int) -> Iterator[None]:
     """torch with as many threads as the sessions."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)

@@ -279,8 +279,8 @@ def test_an_op_of_the_float_graph_carries_the_layer_it_came_from(report):
 def test_times_wait_for_a_machine_that_gets_quiet_and_not_for_ever(monkeypatch):
     seen = iter([90.0, 60.0, 3.0, 80.0])
     monkeypatch.setattr(measure.psutil, "cpu_percent", lambda interval: next(seen))
-    assert measure._quiet() == pytest.approx(0.03)
+    assert measure.wait_for_quiet() == pytest.approx(0.03)
     looks = []
     monkeypatch.setattr(measure.psutil, "cpu_percent", lambda interval: looks.append(interval) or 90.0)
-    assert measure._quiet() == pytest.approx(0.9)
+    assert measure.wait_for_quiet() == pytest.approx(0.9)
     assert sum(looks) == 2
