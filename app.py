@@ -15,7 +15,14 @@ def main() -> None:
         {
             "Lab": [
                 st.Page(PAGES / "lab" / "start.py", title="Start", url_path="", default=True),
-                *_pages("lab", experiment="Experiment", distributions="Distributions"),
+                *_pages(
+                    "lab",
+                    experiment="Experiment",
+                    distributions="Distributions",
+                    sweep="Sweep",
+                    compare="Compare",
+                    runs="Runs",
+                ),
             ],
             "Inspect": [
                 *_pages("inspect", runtime="Runtime", steps="One number, step by step", export="Export"),

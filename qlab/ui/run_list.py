@@ -1,80 +1,135 @@
-"""Earlier runs: a table to look through, and a click that opens one."""
+"""Stored runs as a table, and the earlier ones on Experiment, where a click opens one."""
 
 from __future__ import annotations
 
 import datetime
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import streamlit as st
 
-from qlab.metrics import MISSING, write
-from qlab.ui import cache, results, state
+from qlab.ui import history, results, state
+from qlab.ui.history import History
 
 if TYPE_CHECKING:
     from qlab.lab.store import Run
 
 MOST = 200
 HEIGHT = 340
+ON_EXPERIMENT = ("Open", "Time", "Run", "Network", "Config", "Accuracy", "Float", "Computed", "Size", "Status")
 
 
-def draw() -> None:
-    """The stored experiments, newest first; choosing a row opens it."""
-    runs = cache.store().list_runs(MOST, kind="experiment")
-    if not runs:
-        st.caption("Runs are kept here, also when the app is closed. Press Run above for the first one.")
-        return
-    key = f"exp_runs_{runs[0].id}_{len(runs)}"  # a new run moves every row, and with it what was chosen
-    shown = state.run_id()
-    st.dataframe(
-        pd.DataFrame([_row(run, run.id == shown) for run in runs]),
-        key=key,
-        width="stretch",
-        height=min(HEIGHT, 36 * (len(runs) + 1) + 2),
-        hide_index=True,
-        on_select=lambda: _open(key, runs),
-        selection_mode="single-row",
-        column_config=_columns(),
-    )
-    if len(runs) == MOST:
-        total = cache.store().count_runs(kind="experiment")
-        st.caption(f"The newest {MOST} of {total:,} runs; `python -m qlab runs` lists all.")
+def table(of: History) -> pd.DataFrame:
+    """All runs of the history, a line each, indexed by id. Shared by all sessions: do not change it."""
+    return _table(of.key, of)
 
 
-def _row(run: Run, shown: bool) -> dict[str, Any]:
+@st.cache_resource(max_entries=4, show_spinner=False)
+def _table(key: str, _of: History) -> pd.DataFrame:
+    return pd.DataFrame([_row(run, _of.by_id) for run in _of.runs], index=[run.id for run in _of.runs])
+
+
+def _row(run: Run, by_id: Mapping[str, Run]) -> dict[str, Any]:
     head = run.headline
+    sweep = by_id.get(run.parent or "")
     return {
-        "Open": "●" if shown else "",
         "Time": datetime.datetime.fromtimestamp(run.created),
         "Run": run.name or run.id,
-        "Model": results.subject(run),
+        "Kind": history.KINDS.get(run.kind, run.kind),
+        "Network": results.subject(run),
         "Config": run.config,
-        "Accuracy": f"{write('accuracy', head.float_accuracy)} → {write('accuracy', head.accuracy)}"
-        if head.accuracy is not None
-        else f"{write('agreement', head.agreement)} agree"
-        if head.agreement is not None
-        else MISSING,
-        "Size": f"{write('size', head.float_size)} → {write('size', head.size)}" if head.size is not None else MISSING,
-        "Status": run.status,
+        "Accuracy": _percent(head.accuracy),
+        "Float": _percent(head.float_accuracy),
+        "Agreement": _percent(head.agreement),
+        "Computed": computed(run),
+        "Size": None if head.size is None else head.size / 1000,
+        "Samples": head.samples,
+        "Status": "stopped early" if head.dropped and run.kind == "experiment" else run.status,
+        "Tags": list(run.tags),
+        "Notes": run.notes,
+        "Sweep": "" if run.parent is None else (sweep.name or sweep.id) if sweep else run.parent,
     }
 
 
-def _columns() -> dict[str, Any]:
+def _percent(share: float | None) -> float | None:
+    return None if share is None else 100 * share
+
+
+def computed(run: Run) -> str:
+    """What the figures of a run were computed with; runs from before this was written down were all simulated."""
+    if run.headline.size is None or run.status != "done":
+        return ""
+    return run.headline.backend or "simulated"
+
+
+def columns() -> dict[str, Any]:
     column = st.column_config
     return {
         "Open": column.TextColumn("", width=30, help="The run whose result is shown above."),
-        "Time": column.DatetimeColumn(format="YYYY-MM-DD HH:mm", width=135, help="When the run was started."),
-        "Run": column.TextColumn(width=120, help="Its name, or its number where none was given."),
-        "Model": column.TextColumn(width=130, help="The network, and the data where that is not its own."),
+        "Time": column.DatetimeColumn(format="YYYY-MM-DD HH:mm", width=126, help="When the run was started."),
+        "Run": column.TextColumn(width=130, help="Its name, or its number where none was given."),
+        "Kind": column.TextColumn(width=86, help="What was done: an experiment, a sweep of many, or what they need."),
+        "Network": column.TextColumn(width=116, help="The network, and the data where that is not its own."),
         "Config": column.TextColumn(
-            width=150, help="The preset, or bits, scheme and observer of weights and activations."
+            width=146, help="The preset, or bits, scheme and observer of weights and activations."
         ),
-        "Accuracy": column.TextColumn(
-            width=125, help="Float → quantized, simulated; without labels the share on which both agree."
+        "Accuracy": column.NumberColumn(
+            width=74, format="%.1f %%", help="Right predictions of the quantized network; of a sweep, its best."
         ),
-        "Size": column.TextColumn(width=130, help="Bytes of the model, float → quantized."),
-        "Status": column.TextColumn(width=80, help="done, running, queued, failed or cancelled."),
-    }
+        "Float": column.NumberColumn(width=75, format="%.1f %%", help="Accuracy of the network in float."),
+        "Agreement": column.NumberColumn(
+            width=95, format="%.1f %%", help="Share of samples on which float and quantized network agree."
+        ),
+        "Computed": column.TextColumn(
+            width=80, help="What the figures come from: simulated in torch, or integer kernels of ONNX Runtime."
+        ),
+        "Size": column.NumberColumn(width=74, format="%.1f kB", help="Bytes of the quantized model."),
+        "Samples": column.NumberColumn(width=80, format="%d", help="Samples that were evaluated."),
+        "Status": column.TextColumn(
+            width=90, help="How it ended; stopped early: it was worse than the best of its sweep beyond chance."
+        ),
+        "Tags": column.ListColumn(width=110, help="Words given to the run, to find it by."),
+        "Notes": column.TextColumn(width=200, help="What somebody wrote about the run."),
+        "Sweep": column.TextColumn(width=110, help="The sweep the run is a part of."),
+    }  # fmt: skip
+
+
+def height(rows: int, most: int = HEIGHT) -> int:
+    """Of a table with a heading and this many rows, in pixels."""
+    return min(most, 36 * (rows + 1) + 2)
+
+
+def selection(rows: Sequence[int]) -> dict[str, Any]:
+    """As st.dataframe keeps which rows are chosen."""
+    return {"selection": {"rows": list(rows), "columns": [], "cells": []}}
+
+
+def draw() -> None:
+    """The stored experiments on Experiment, newest first; choosing a row opens it."""
+    every = history.everything()
+    runs = [run for run in every.runs if run.kind == "experiment"]
+    if not runs:
+        st.caption("Runs are kept here, also when the app is closed. Press Run above for the first one.")
+        return
+    shown = runs[:MOST]
+    rows = table(every).loc[[run.id for run in shown]]
+    rows.insert(0, "Open", ["●" if run.id == state.run_id() else "" for run in shown])
+    key = f"exp_runs_{runs[0].id}_{len(runs)}"  # a new run moves every row, and with it what was chosen
+    st.dataframe(
+        rows,
+        key=key,
+        width="stretch",
+        height=height(len(rows)),
+        hide_index=True,
+        column_order=ON_EXPERIMENT,
+        column_config=columns(),
+        placeholder="–",
+        on_select=lambda: _open(key, shown),
+        selection_mode="single-row",
+    )
+    if len(runs) > MOST:
+        st.caption(f"The newest {MOST} of {len(runs):,} experiments; Runs has all.")
 
 
 def _open(key: str, runs: list[Run]) -> None:

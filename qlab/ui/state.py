@@ -5,12 +5,13 @@ own, and widgets are seeded from them (`widgets.kept`). Everything is read and w
 touches st.session_state for shared values. The config is one object: what Distributions sets is what Experiment runs.
 
 Keys in st.session_state, for tests that start from a state: "lab.model" (ModelRef), "lab.data" (DataRef),
-"lab.mapping" (QConfigMapping), "lab.tensor" (str), "lab.run" (str).
+"lab.mapping" (QConfigMapping), "lab.tensor" (str), "lab.run" (str), "lab.sweep" (str), "lab.compared" (tuple of str),
+"lab.baseline" (str), "lab.picked" (str).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +66,11 @@ def begin() -> None:
     st.session_state["lab.model"], st.session_state["lab.data"] = model, data
     if run := st.query_params.get("run"):
         st.session_state["lab.run"] = run
+    if sweep := st.query_params.get("sweep"):
+        set_sweep(sweep)
+    if runs := st.query_params.get("runs"):
+        set_compared([run for run in runs.split(",") if run])
+        set_baseline(st.query_params.get("baseline"))
 
 
 def take_notice() -> str | None:
@@ -207,6 +213,49 @@ def run_id() -> str | None:
 
 def set_run(run: str | None) -> None:
     st.session_state["lab.run"] = run
+
+
+def sweep_id() -> str | None:
+    """The sweep that is shown, finished or not."""
+    return st.session_state.get("lab.sweep")
+
+
+def set_sweep(sweep: str | None) -> None:
+    st.session_state["lab.sweep"] = sweep
+
+
+# --- what is compared -------------------------------------------------------------------------------------------------
+
+
+def compared() -> tuple[str, ...] | None:
+    """The runs a person or a link chose for Compare; None before that: the page then takes the newest that fit."""
+    return st.session_state.get("lab.compared")
+
+
+def set_compared(runs: Sequence[str] | None) -> None:
+    """Chooses the runs of Compare, each once. A baseline that is not among them makes way for the float network."""
+    chosen = None if runs is None else tuple(dict.fromkeys(runs))
+    st.session_state["lab.compared"] = chosen
+    if chosen is not None and baseline() not in chosen:
+        set_baseline(None)
+
+
+def baseline() -> str | None:
+    """The run that the others are held against; None: each against the float network it came from."""
+    return st.session_state.get("lab.baseline")
+
+
+def set_baseline(run: str | None) -> None:
+    st.session_state["lab.baseline"] = run
+
+
+def picked() -> str | None:
+    """The run of the comparison that was clicked last."""
+    return st.session_state.get("lab.picked")
+
+
+def set_picked(run: str | None) -> None:
+    st.session_state["lab.picked"] = run
 
 
 # --- links ------------------------------------------------------------------------------------------------------------
