@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from qlab.ui import cards
+from qlab.ui import cards, errors
 
 if TYPE_CHECKING:
     from qlab.data import Dataset
@@ -32,14 +32,17 @@ class Flip:
 
 
 def flips_of(
-    data: Dataset, reference: Evaluation, quantized: Evaluation, indices: Sequence[int], most: int = MOST
+    data: Dataset, before: Evaluation, after: Evaluation, indices: Sequence[int], most: int = MOST
 ) -> list[Flip]:
-    """The flips at these indices, which count predictions in evaluation order. data: the evaluation part."""
-    assert reference.predictions is not None
-    assert quantized.predictions is not None
-    each = reference.predictions.shape[1:]
+    """The flips at these indices, which count predictions in evaluation order. data: the evaluation part.
+
+    One of the two may have been ended early: indices are then of the samples that both have seen.
+    """
+    assert before.predictions is not None
+    assert after.predictions is not None
+    each = before.predictions.shape[1:]
     positions = int(np.prod(each)) if each else 1
-    before, after = reference.predictions.ravel(), quantized.predictions.ravel()
+    said_before, said_after = before.predictions.ravel(), after.predictions.ravel()
     labels = None if data.targets is None else data.targets.ravel()
 
     def name(number: int) -> str:
@@ -50,36 +53,45 @@ def flips_of(
             i // positions,
             i % positions if positions > 1 else None,
             None if labels is None else name(int(labels[i])),
-            name(int(before[i])),
-            name(int(after[i])),
+            name(int(said_before[i])),
+            name(int(said_after[i])),
         )
         for i in indices[:most]
     ]
 
 
-def draw(data: Dataset, reference: Evaluation, quantized: Evaluation, comparison: Comparison) -> None:
-    """Lost, gained and otherwise changed predictions, with a few examples of each."""
+def draw(
+    data: Dataset,
+    before: Evaluation,
+    after: Evaluation,
+    comparison: Comparison,
+    *,
+    names: tuple[str, str] = ("float", "quantized"),
+    key: str = "exp_flips",
+) -> None:
+    """Lost, gained and otherwise changed predictions, with a few examples of each. names: of the two, in that order."""
     decided = {*comparison.lost_indices, *comparison.gained_indices}
     other = [i for i in comparison.changed_indices if i not in decided]
     labelled = comparison.p is not None
+    first, second = map(errors.escape, names)
     groups = [
-        ("Lost: float was right, quantized is wrong", comparison.lost_indices, "exp_flips_lost"),
-        ("Gained: float was wrong, quantized is right", comparison.gained_indices, "exp_flips_gained"),
-        ("Changed from one wrong answer to another" if labelled else "Changed", other, "exp_flips_changed"),
+        (f"Lost: {first} was right, {second} is wrong", comparison.lost_indices, "lost"),
+        (f"Gained: {first} was wrong, {second} is right", comparison.gained_indices, "gained"),
+        ("Changed from one wrong answer to another" if labelled else "Changed", other, "changed"),
     ]
     if not comparison.changed:
-        st.caption("No prediction changed: both networks say the same on every evaluation sample.")
+        st.caption(f"No prediction changed: both say the same on all {comparison.n:,}.")
         return
-    st.caption("Under each example: what float says → what the quantized network says.")
-    for title, indices, key in groups:
+    st.caption(f"Under each example: what {first} says → what {second} says.")
+    for title, indices, group in groups:
         if not indices:
             continue
         more = f", {MOST} of them shown" if len(indices) > MOST else ""
         st.markdown(f"**{title}** – {len(indices):,}{more}")
-        _draw(data, flips_of(data, reference, quantized, indices), key)
+        _draw(data, flips_of(data, before, after, indices), names, f"{key}_{group}")
 
 
-def _draw(data: Dataset, found: list[Flip], key: str) -> None:
+def _draw(data: Dataset, found: list[Flip], names: tuple[str, str], key: str) -> None:
     first = data.inputs[0]
     if cards._is_image(first):
         samples = first[[flip.sample for flip in found]]
@@ -88,13 +100,14 @@ def _draw(data: Dataset, found: list[Flip], key: str) -> None:
             for sample, flip in zip(samples, found, strict=True):
                 st.image(cards._picture(sample, low, high), caption=_caption(flip), width=cards.PICTURE)
         return
+    before, after = (name[:1].upper() + name[1:] for name in names)
     rows = pd.DataFrame(
         {
             "Sample": [flip.sample for flip in found],
             "Position": [flip.position for flip in found],
             "Label": [flip.label for flip in found],
-            "Float": [flip.before for flip in found],
-            "Quantized": [flip.after for flip in found],
+            before: [flip.before for flip in found],
+            after if after != before else f"{after} (2)": [flip.after for flip in found],
             "Input": [_written(data, flip.sample) for flip in found],
         }
     ).dropna(axis=1, how="all")

@@ -23,10 +23,13 @@ if TYPE_CHECKING:
 
 LEDGER_HEIGHT = 460
 SPEC_LINES, SPEC_HEIGHT = 20, 460
-ACCURACY_HELP = (
-    "Accuracy on the evaluation data, in brackets its 95 % interval. Quantized figures are simulated with fake "
-    "quantization in torch, not measured on integer kernels."
+ACCURACY_HELP = "Accuracy on the evaluation data, in brackets its 95 % interval. "
+SIMULATED_HELP = (
+    f"{ACCURACY_HELP}Quantized figures are simulated with fake quantization in torch, not measured on integer kernels."
 )
+INTEGER_HELP = f"{ACCURACY_HELP}Measured on the integer kernels of ONNX Runtime, not simulated."
+QUANTIZED = {"simulated": "Quantized, simulated", "integer": "Quantized, on integer kernels"}
+HELP = {"simulated": SIMULATED_HELP, "integer": INTEGER_HELP}
 UNLABELLED = "The data has no labels, so there is no accuracy: agreement and SQNR are what can be said."
 
 
@@ -71,29 +74,32 @@ def before(found: Prepared | None) -> None:
         return
     interval = reference.accuracy_interval if reference else None
     value = write("accuracy", reference.accuracy if reference else None)
-    _figure("Float", value, _interval(interval) if interval else "being measured", ACCURACY_HELP)
-    _figure("Quantized, simulated", MISSING, "not run yet", ACCURACY_HELP)
+    _figure("Float", value, _interval(interval) if interval else "being measured", SIMULATED_HELP)
+    _figure(QUANTIZED["simulated"], MISSING, "not run yet", SIMULATED_HELP)
     with st.container():
         st.markdown("Run quantizes the network with the settings below and holds it against float, sample by sample.")
 
 
 def headline(run: Run, result: Result) -> None:
     """Float against quantized as two large figures, and whether the difference is more than chance."""
-    comparison = result.comparison
+    comparison, backend = result.comparison, result.quantized.backend
     if result.quantized.accuracy is None:
         agreement = write("agreement", result.quantized.agreement)
-        _figure("Agreement with float", agreement, "simulated", metric("agreement").help)
+        on = "simulated" if backend == "simulated" else "on integer kernels"
+        _figure("Agreement with float", agreement, on, metric("agreement").help)
         changed = "Predictions that are not the same, out of all."
         _figure("Predictions changed", f"{comparison.changed:,}", f"of {comparison.n:,}", changed)
     else:
-        for label, found in (("Float", result.reference), ("Quantized, simulated", result.quantized)):
+        for label, found in (("Float", result.reference), (QUANTIZED[backend], result.quantized)):
             assert found.accuracy_interval is not None
-            _figure(label, write("accuracy", found.accuracy), _interval(found.accuracy_interval), ACCURACY_HELP)
+            _figure(label, write("accuracy", found.accuracy), _interval(found.accuracy_interval), HELP[backend])
     with st.container():
         if result.quantized.accuracy is None:
             st.markdown(UNLABELLED)
         else:
             verdict(result)
+        if run.headline.dropped:
+            st.caption(errors.escape(f"This run was {run.headline.dropped}."))
         if other := _of_other_settings(run):
             st.caption(other)
 
