@@ -1,6 +1,7 @@
 """The lab without a browser: `python -m qlab run spec.json` does what the Run button does.
 
     python -m qlab run spec.json [--home DIR] [--json]
+    python -m qlab sweep sweep.json [--home DIR] [--workers N] [--json]
     python -m qlab runs [--home DIR] [--limit N] [--json]
     python -m qlab show RUN [--home DIR] [--json]
 
@@ -35,6 +36,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     common.add_argument("--json", action="store_true", help="print JSON instead of a table")
     command = commands.add_parser("run", parents=[common], help="carry out an experiment")
     command.add_argument("spec", help="JSON file, as the Experiment page shows it")
+    command = commands.add_parser("sweep", parents=[common], help="carry out many experiments from one calibration")
+    command.add_argument(
+        "spec", help="JSON file: model, data, and configs or a grid; what is known already is not redone"
+    )
+    command.add_argument("--workers", type=int, help="so many worker processes; default: in this process")
     command = commands.add_parser("runs", parents=[common], help="list the stored runs, newest first")
     command.add_argument("--limit", type=int, default=20)
     command = commands.add_parser("show", parents=[common], help="print a stored run")
@@ -64,6 +70,39 @@ def _run(options: argparse.Namespace) -> int:
     with _Bar() as bar:
         done = run(experiment, store=store, watch=bar.show)
     _print(done, options.json)
+    return 0
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    from qlab.lab.sweep import Sweep, sweep
+
+    wanted = Sweep.load(options.spec)
+    store = open_store(options.home)
+    signal.signal(signal.SIGTERM, _interrupt)
+    settings = {k: getattr(wanted, k) for k in wanted.__dataclass_fields__ if k not in ("model", "data", "configs")}
+    with _Bar() as bar:
+        runs = sweep(
+            wanted.model, wanted.data, dict(wanted.configs), store=store, workers=options.workers, progress=bar.count,
+            **settings,
+        )  # fmt: skip
+    if options.json:
+        print(json.dumps({**_as_dict(runs.run), "runs": [_as_dict(run) for run in runs]}, indent=2))
+        return 0
+    rows = [("config", "status", "accuracy", "computed", "size", "run", "")]
+    for run in sorted(runs, key=lambda run: -(run.headline.accuracy or run.headline.agreement or 0)):
+        head = run.headline
+        accuracy = write("accuracy", head.accuracy) if head.accuracy is not None else write("agreement", head.agreement)
+        if head.accuracy_low is not None and head.accuracy_high is not None:
+            accuracy += f"  {metric('accuracy').interval(head.accuracy_low, head.accuracy_high)}"
+        note = run.error or head.dropped or ("best" if runs.best is not None and run.id == runs.best.id else "")
+        rows.append((run.name, run.status, accuracy, head.backend or "", write("size", head.size), run.id, note))
+    print("\n".join(_aligned(rows)))
+    samples = runs.summary["samples"]
+    print(
+        f"\nsweep {runs.id}: {len(runs)} configs in {write('duration', runs.summary['seconds'])}, "
+        f"{len(runs.summary['reused'])} known before; "
+        f"{samples['evaluated']:,} of {samples['in_full']:,} samples evaluated."
+    )
     return 0
 
 
@@ -99,7 +138,7 @@ def _show(options: argparse.Namespace) -> int:
     return 0
 
 
-COMMANDS = {"run": _run, "runs": _runs, "show": _show}
+COMMANDS = {"run": _run, "sweep": _sweep, "runs": _runs, "show": _show}
 
 
 def _interrupt(_signal: int, _frame: object) -> None:
@@ -123,6 +162,12 @@ class _Bar:
         self._bar.n = progress.share
         self._bar.set_description_str(progress.stage, refresh=False)
         self._bar.set_postfix_str(steps + left, refresh=False)
+        self._bar.update(0)
+
+    def count(self, stage: str, done: int, total: int) -> None:
+        self._bar.n = done / total if total else 0.0
+        self._bar.set_description_str(stage[:20], refresh=False)
+        self._bar.set_postfix_str(f" {done}/{total}", refresh=False)
         self._bar.update(0)
 
     def __exit__(self, *_: object) -> None:

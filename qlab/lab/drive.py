@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from qlab.errors import Cancelled, RunFailed
+from qlab.errors import Cancelled, InvalidConfig, RunFailed
 from qlab.lab.progress import Progress
 from qlab.lab.store import CANCELLED, DONE, FAILED, Headline, Run, Store
 from qlab.lab.sweep import Sweep
@@ -368,6 +368,16 @@ def drive(runner: JobRunner, sweep_id: str) -> None:
     """What a job of kind "sweep" does, in a thread of the app: the row is started already."""
     store = runner.store
     Driver(store, sweep_id, Sweep.from_dict(store.get_run(sweep_id).spec), _OnWorkers(runner)).go()
+
+
+def resume(runner: JobRunner, sweep_id: str) -> None:
+    """Take up a sweep that was stopped or interrupted, in its own row. Raises InvalidConfig for any other run."""
+    run = runner.store.get_run(sweep_id)
+    if run.kind != "sweep" or not runner.store.reopen([sweep_id]):
+        raise InvalidConfig(
+            f"Run {sweep_id} is a {run.status} {run.kind}: only a sweep that was stopped can be taken up."
+        )
+    runner.hand_in(sweep_id)
 
 
 def sweep_on(runner: JobRunner, sweep: Sweep, progress: ProgressCallback | None = None) -> str:

@@ -128,12 +128,17 @@ class Experiment:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Experiment:
         """Read a spec from a JSON file. Raises InvalidConfig."""
-        try:
-            return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
-        except OSError as error:
-            raise InvalidConfig(f"The spec {os.fspath(path)} cannot be read: {error.strerror}.") from error
-        except ValueError as error:  # of the JSON, or of the text encoding
-            raise InvalidConfig(f"The spec {os.fspath(path)} is not JSON: {error}.") from error
+        return cls.from_dict(read_spec(path))
+
+
+def read_spec(path: str | os.PathLike[str]) -> Any:
+    """What a JSON file holds. Raises InvalidConfig."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InvalidConfig(f"The spec {os.fspath(path)} cannot be read: {error.strerror}.") from error
+    except ValueError as error:  # of the JSON, or of the text encoding
+        raise InvalidConfig(f"The spec {os.fspath(path)} is not JSON: {error}.") from error
 
 
 def _data(data: Any) -> Any:

@@ -143,6 +143,15 @@ class Store(ArtifactStore):
         with self._read() as connection:
             return set(connection.execute(query).scalars())
 
+    def known(self, content_keys: Sequence[str]) -> set[str]:
+        """Those of these keys that a finished run has whose evaluation was not ended early."""
+        c = RUNS.c
+        query = sa.select(c.content_key).where(
+            c.content_key.in_(content_keys), c.status == DONE, c.deleted.is_(None), c.dropped.is_(None)
+        )
+        with self._read() as connection:
+            return set(connection.execute(query).scalars())
+
     def cancel_requests(self, ids: Sequence[str]) -> list[str]:
         """Those of these runs that go on and have been asked to stop, by this process or another."""
         query = sa.select(RUNS.c.id).where(
@@ -295,12 +304,15 @@ class Store(ArtifactStore):
         tag: str | None = None,
         deleted: bool = False,
         owner: str | None = None,
+        parts: bool = True,
     ) -> list[Run]:
         """Runs, newest first, without result and detail.
 
-        search: words, each part of name, model, data, config, tags or notes, or the beginning of the id.
+        search: words, each part of name, model, data, config, tags or notes, or the beginning of the id. parts: whether
+        those that belong to a sweep are among them.
         """
-        query = sa.select(RUNS).where(*_conditions(ids, status, kind, parent, content_key, search, tag, deleted, owner))
+        conditions = _conditions(ids, status, kind, parent, content_key, search, tag, deleted, owner, parts)
+        query = sa.select(RUNS).where(*conditions)
         query = query.order_by(RUNS.c.created.desc(), RUNS.c.position, RUNS.c.id).limit(limit).offset(offset)
         with self._read() as connection:
             return [_run(row) for row in connection.execute(query).mappings()]
@@ -317,9 +329,10 @@ class Store(ArtifactStore):
         tag: str | None = None,
         deleted: bool = False,
         owner: str | None = None,
+        parts: bool = True,
     ) -> int:
         """How many runs list_runs would give without a limit."""
-        conditions = _conditions(ids, status, kind, parent, content_key, search, tag, deleted, owner)
+        conditions = _conditions(ids, status, kind, parent, content_key, search, tag, deleted, owner, parts)
         with self._read() as connection:
             return connection.execute(sa.select(sa.func.count()).select_from(RUNS).where(*conditions)).scalar_one()
 
@@ -428,6 +441,7 @@ def _conditions(
     tag: str | None,
     deleted: bool,
     owner: str | None,
+    parts: bool,
 ) -> list[sa.ColumnElement[bool]]:
     c = RUNS.c
     out: list[sa.ColumnElement[bool]] = [c.deleted.is_not(None) if deleted else c.deleted.is_(None)]
@@ -443,6 +457,8 @@ def _conditions(
         out.append(c.content_key == content_key)
     if owner is not None:
         out.append(c.owner == owner)
+    if not parts:
+        out.append(c.parent.is_(None))
     if tag is not None:
         out.append(c.tags.contains(json.dumps(tag, ensure_ascii=False), autoescape=True))
     for word in search.split():

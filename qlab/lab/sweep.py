@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from qlab.config import QConfigMapping
 from qlab.errors import InvalidConfig
-from qlab.lab.experiment import Experiment
+from qlab.lab.experiment import Experiment, read_spec
 from qlab.lab.grid import Grid, coverage_order, short_names
 
 if TYPE_CHECKING:
@@ -48,6 +48,8 @@ class Sweep:
     seconds: float | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str):
+            raise InvalidConfig(f"name is {self.name!r}: give a text.")
         if not self.configs:
             raise InvalidConfig("A sweep needs at least one config.")
         if len(self.configs) > MOST_CONFIGS:
@@ -109,9 +111,12 @@ class Sweep:
 
     @classmethod
     def from_dict(cls, d: Mapping[str, Any]) -> Sweep:
+        """From JSON; "grid", with the fields of Grid, may stand beside "configs" or for it. Raises InvalidConfig."""
         if not isinstance(d, Mapping) or d.get("version") != VERSION:
             raise InvalidConfig(f"A sweep is a table with version {VERSION}, model, data and configs.")
         d = {k: v for k, v in d.items() if k != "version"}
+        if "grid" in d:
+            d["configs"] = [*d.get("configs", ()), *_of_grid(d.pop("grid"))]
         unknown, missing = set(d) - set(cls.__dataclass_fields__), {"model", "data", "configs"} - set(d)
         if unknown or missing:
             raise InvalidConfig(
@@ -122,14 +127,21 @@ class Sweep:
                     else f"{', '.join(sorted(missing))} is missing."
                 )
             )
-        configs = []
+        configs: list[tuple[str, QConfigMapping | str]] = []
         for entry in d["configs"]:
+            if isinstance(entry, str):
+                entry = {"name": entry, "mapping": entry}
             if not isinstance(entry, Mapping) or "mapping" not in entry:
-                raise InvalidConfig('configs is a list of tables {"name": …, "mapping": …}.')
+                raise InvalidConfig('configs is a list of presets, or of tables {"name": …, "mapping": …}.')
             mapping = entry["mapping"]
             made = mapping if isinstance(mapping, str) else QConfigMapping.from_dict(mapping)
-            configs.append((str(entry.get("name", "")), made))
+            configs.append((str(entry.get("name") or (mapping if isinstance(mapping, str) else "")), made))
         return cls(**{**d, "configs": tuple(configs)})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Sweep:
+        """Read a spec from a JSON file. Raises InvalidConfig."""
+        return cls.from_dict(read_spec(path))
 
 
 class SweepRuns(Sequence["Run"]):
@@ -192,6 +204,18 @@ def sweep(
     store = store or open_store()
     with JobRunner(store, staff=staff) as own:
         return SweepRuns(store, sweep_on(own, wanted, progress))
+
+
+def _of_grid(table: Any) -> list[dict[str, Any]]:
+    known = [name for name in Grid.__dataclass_fields__ if name != "rules"]
+    if not isinstance(table, Mapping) or set(table) - set(known):
+        raise InvalidConfig(f"grid is a table of choices, any of {', '.join(known)}.")
+    choices: dict[str, Any] = {
+        # An observer with settings is written as a list of its name and their table.
+        key: value if key == "group_size" else tuple(tuple(v) if isinstance(v, list) else v for v in value)
+        for key, value in table.items()
+    }
+    return [{"name": name, "mapping": mapping.to_dict()} for name, mapping in Grid(**choices).configs().items()]
 
 
 def _names(mappings: list[QConfigMapping | str]) -> list[str]:

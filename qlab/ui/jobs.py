@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 KINDS = {
     "prepare": "Calibrating",
     "experiment": "Experiment on",
+    "sweep": "Sweep of",
+    "latency": "Timing",
     "export": "Writing the files of",
     "runtime": "Running on integers:",
 }
@@ -45,6 +47,11 @@ def _bar(run_id: str, key: str) -> None:
     run = cache.store().get_run(run_id)
     if run.ended:
         st.rerun()
+    bar(run, key=key)
+
+
+def bar(run: Run, *, key: str) -> None:
+    """Draws how far a run is, once, with Cancel."""
     with st.container(horizontal=True, vertical_alignment="center"):
         st.progress(_share(run), text=f"**{errors.escape(_label(run))}**  \n{_stage(run)}")
         _stop_button(run, "Cancel", f"{key}_stop", width="content")
@@ -75,7 +82,7 @@ def open_runs() -> list[Run]:
     """The runs that are queued or running, the oldest first; parts of a sweep are shown by the sweep."""
     from qlab.lab.store import OPEN
 
-    return [run for run in reversed(cache.store().list_runs(status=OPEN)) if run.parent is None]
+    return cache.store().list_runs(status=OPEN, parts=False)[::-1]
 
 
 def _stop_button(run: Run, label: str, key: str, *, width: Literal["content", "stretch"]) -> None:

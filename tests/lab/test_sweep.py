@@ -14,6 +14,7 @@ import pytest
 
 import qlab
 from qlab.errors import Cancelled, InvalidConfig, RunFailed
+from qlab.lab.drive import resume
 from qlab.lab.experiment import Experiment
 from qlab.lab.jobs import JobRunner
 from qlab.lab.run import read_result
@@ -48,6 +49,22 @@ def test_a_sweep_is_json_and_back() -> None:
     assert again == sweep
     assert [e.spec_hash for e in again.experiments] == [e.spec_hash for e in sweep.experiments]
     assert [e.name for e in sweep.experiments] == ["W8 A8", "W8 A5", "W4 A8", "W4 A5"]
+
+
+def test_a_spec_written_by_hand_has_presets_and_a_grid() -> None:
+    spec = {
+        "version": 1, "model": "conv_digits", "data": "conv_digits", "configs": ["x86", {"mapping": "arm"}],
+        "grid": {"weight_bits": [8, 4], "activation_observers": ["mse", ["percentile", {"percentile": 99.9}]]},
+    }  # fmt: skip
+    names = [name for name, _ in Sweep.from_dict(spec).configs]
+    # W8 A8 mse is what x86 is
+    assert names == ["x86", "arm", "W8 A8 · percentile 99.9", "W4 A8 · mse", "W4 A8 · percentile 99.9"]
+    for wrong, message in (
+        ({"grid": {"bits": [8]}}, "any of weight_bits"), ({"configs": [3]}, "list of presets"),
+        ({"name": 3}, "name is 3"), ({"version": 2}, "version 1"), ({"more": 1}, "no more"),
+    ):  # fmt: skip
+        with pytest.raises(InvalidConfig, match=message):
+            Sweep.from_dict({**spec, **wrong})
 
 
 def test_equal_configs_are_one() -> None:
@@ -238,13 +255,14 @@ def test_workers_give_what_this_process_gives(store: Store, few, tmp_path: Path)
         wait_for(lambda: not [r for r in runs_of(store, sweep_id) if r.status in OPEN])
         done = {r.id: r.finished for r in runs_of(store, sweep_id) if r.status == DONE}
         assert 1 <= len(done) < 5
-        assert store.reopen([sweep_id]) == [sweep_id]
-        runner.hand_in(sweep_id)
+        resume(runner, sweep_id)
         assert runner.wait(sweep_id, 120).status == DONE
         ended = {r.id: r for r in runs_of(store, sweep_id)}
         assert len(ended) == 5
         assert {r.status for r in ended.values()} == {DONE}
         assert {i: ended[i].finished for i in done} == done
+        with pytest.raises(InvalidConfig, match="only a sweep that was stopped"):
+            resume(runner, sweep_id)
 
 
 def wait_for(what, seconds: float = 60.0) -> None:
@@ -291,8 +309,7 @@ def test_killing_the_app_in_the_middle_loses_and_repeats_nothing(store: Store, t
         assert not [r for r in runs_of(store, sweep_id) if r.status in OPEN]
         # a worker of the dead app may have finished one more in its last moment
         before |= {r.id: (r.attempts, r.finished) for r in runs_of(store, sweep_id) if r.status == DONE}
-        store.reopen([sweep_id])
-        runner.hand_in(sweep_id)
+        resume(runner, sweep_id)
         assert runner.wait(sweep_id, 240).status == DONE
     runs = runs_of(store, sweep_id)
     assert len(runs) == 14
