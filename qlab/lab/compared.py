@@ -1,0 +1,237 @@
+"""Runs side by side: what a table shows of each, and how two of them differ on the same samples."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from qlab.config import QConfigMapping
+from qlab.difference import observer_words
+from qlab.errors import DataMismatch, RunFailed
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from qlab.evaluation import Comparison, Evaluation
+    from qlab.lab.run import Result
+    from qlab.lab.store import Run, Store
+
+QUANTIZED_EVALUATION = "quantized evaluation"  # as the results of runs name it
+
+
+@dataclass(frozen=True)
+class Line:
+    """One run as a table shows it, from its row alone. Shares 0..1, sizes bytes, latency seconds of one call.
+
+    weight_bits, activation_bits: None is float. rules: how many layers or types have one of their own. low, high: 95 %
+    interval of the accuracy. backend: what accuracy and agreement were computed with. dropped: why not all samples were
+    evaluated.
+    """
+
+    id: str
+    name: str
+    model: str
+    data: str
+    config: str
+    mode: str
+    weight_bits: int | None
+    activation_bits: int | None
+    weight_scheme: str
+    activation_scheme: str
+    weight_observer: str
+    activation_observer: str
+    rules: int
+    backend: str | None
+    accuracy: float | None
+    low: float | None
+    high: float | None
+    float_accuracy: float | None
+    delta_float: float | None
+    agreement: float | None
+    size: int | None
+    float_size: int | None
+    latency: float | None
+    latency_batch: int | None
+    samples: int | None
+    dropped: str | None
+    status: str
+    created: float
+    tags: tuple[str, ...]
+    notes: str
+    parent: str | None
+
+    @property
+    def title(self) -> str:
+        """Its name, or its config and number where it has none."""
+        return self.name or f"{self.config} · {self.id[:4]}"
+
+
+def line_of(run: Run) -> Line:
+    """What a table shows of a run of kind "experiment"."""
+    head = run.headline
+    same = head.accuracy is not None and head.float_accuracy is not None and head.dropped is None
+    return Line(
+        id=run.id, name=run.name, model=run.model, data=run.data, config=run.config,
+        **_about(_mapping_text(run.spec_json)),
+        backend=head.backend or ("simulated" if head.samples else None),  # runs of before it was noted were simulated
+        accuracy=head.accuracy, low=head.accuracy_low, high=head.accuracy_high, float_accuracy=head.float_accuracy,
+        # Of a run that was stopped early the float figure is of other samples.
+        delta_float=head.accuracy - head.float_accuracy if same else None,  # type: ignore[operator]
+        agreement=head.agreement, size=head.size, float_size=head.float_size, latency=head.latency,
+        latency_batch=head.latency_batch, samples=head.samples, dropped=head.dropped, status=run.status,
+        created=run.created, tags=run.tags, notes=run.notes, parent=run.parent,
+    )  # fmt: skip
+
+
+def mapping_of(run: Run) -> QConfigMapping:
+    """The config of a run, a preset looked up."""
+    return _mapping(_mapping_text(run.spec_json))
+
+
+def _mapping_text(spec: str) -> str:
+    return json.dumps(json.loads(spec)["mapping"], sort_keys=True)
+
+
+@lru_cache(maxsize=4096)
+def _mapping(text: str) -> QConfigMapping:
+    from qlab.preset import presets
+
+    given = json.loads(text)
+    return presets[given] if isinstance(given, str) else QConfigMapping.from_dict(given)
+
+
+@lru_cache(maxsize=4096)
+def _about(text: str) -> dict[str, Any]:
+    mapping = _mapping(text)
+    default, rules = mapping.default, len(mapping.by_type) + len(mapping.by_name)
+    weight = default.weight if default else None
+    activation = default.activation if default else None
+
+    def scheme(spec: Any) -> str:
+        return spec.qscheme.replace("_", " ") if spec else ""
+
+    return {
+        "mode": default.mode.replace("_", "-") if default else "float",
+        "weight_bits": weight.bits if weight else None, "activation_bits": activation.bits if activation else None,
+        "weight_scheme": scheme(weight), "activation_scheme": scheme(activation),
+        "weight_observer": observer_words(weight) if weight else "",
+        "activation_observer": observer_words(activation) if activation else "", "rules": rules,
+    }  # fmt: skip
+
+
+# ---- two runs on the same samples ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two evaluations cut to the samples both have seen, and how they differ there. before: of the baseline."""
+
+    before: Evaluation
+    after: Evaluation
+    comparison: Comparison
+
+    def verdict(self, than: str) -> str:
+        """The paired comparison in words, with a name for the baseline."""
+        return verdict(self.comparison, than)
+
+
+def paired(store: Store, run: Run, baseline: Run | None) -> Pair:
+    """A run held against a baseline, sample by sample; None is the float network the run came from.
+
+    Where one was stopped early, on the samples both have seen. Raises DataMismatch when the two were evaluated on
+    different data, RunFailed when one has no result.
+    """
+    from qlab.evaluation import compare
+
+    after = evaluation_of(store, run)
+    if baseline is None:
+        before = _evaluation(store, run, "float evaluation")
+    else:
+        if run.data_hash != baseline.data_hash:
+            raise DataMismatch(
+                f"{run.name or run.id} was evaluated on {run.data}, {baseline.name or baseline.id} on {baseline.data}, "
+                "or on another split of it: only runs on the same samples can be held against each other."
+            )
+        before = evaluation_of(store, baseline)
+    targets = labels_of(store, run)
+    n = min(after.n, before.n)
+    right = None if targets is None else targets[:n]
+    before, after = (e if e.n == n else e.first(n, right) for e in (before, after))
+    return Pair(before, after, compare(before, after, right))
+
+
+def evaluation_of(store: Store, run: Run) -> Evaluation:
+    """What the quantized network of a run predicted. Raises RunFailed when the run has no result."""
+    return _evaluation(store, run, QUANTIZED_EVALUATION)
+
+
+def _evaluation(store: Store, run: Run, which: str) -> Evaluation:
+    return _read_evaluation(str(store.artifact(_result(store, run)["artifacts"][which]).path))
+
+
+@lru_cache(maxsize=256)
+def _read_evaluation(path: str) -> Evaluation:
+    """Files are named by their content, so a path says what is in it."""
+    from pathlib import Path
+
+    from qlab.evaluation import Evaluation
+
+    return Evaluation.from_dict(json.loads(Path(path).read_bytes()))
+
+
+def _result(store: Store, run: Run) -> dict[str, Any]:
+    if run.kind != "experiment":
+        raise RunFailed(f"Run {run.id} is a job of kind {run.kind}, not an experiment.")
+    return (run if run.result_json is not None else store.get_run(run.id)).require_result()
+
+
+def labels_of(store: Store, run: Run) -> NDArray[np.int64] | None:
+    """The right answers of the evaluation samples; None without labels. Reads the data of the run's spec."""
+    return evaluation_data(store, run).targets
+
+
+def evaluation_data(store: Store, run: Run) -> Any:
+    """The samples a run was evaluated on, a Dataset. Raises what reading the data raises."""
+    from qlab.lab.sources import open_data
+
+    spec = run.spec
+    return open_data(spec["data"], store, spec["calibration_samples"], spec["seed"]).evaluation
+
+
+def verdict(comparison: Comparison, than: str) -> str:
+    """A paired comparison in words: than float, than the baseline of this name."""
+    if comparison.p is None:
+        return f"{comparison.changed} of {comparison.n:,} predictions differ from {than}"
+    if comparison.changed == 0:
+        return f"every prediction is that of {than} on {comparison.n:,} samples"
+    p = "p < 0.0001" if comparison.p < 1e-4 else f"p = {comparison.p:.2g}"
+    if not comparison.significant:
+        return f"not distinguishable from {than} on {comparison.n:,} samples ({p})"
+    direction = "worse" if comparison.lost > comparison.gained else "better"
+    return f"{direction} than {than}, beyond chance on {comparison.n:,} samples ({p})"
+
+
+# ---- several runs ----------------------------------------------------------------------------------------------------
+
+
+def layers_by_run(results: Sequence[Result]) -> tuple[list[str], NDArray[np.float64]]:
+    """Layers in the order of the network, and their SQNR in dB: [layers, runs], NaN where a run has none."""
+    import numpy as np
+
+    layers: list[str] = []
+    for result in results:
+        known = [layer for layer in (row["layer"] for row in result.ledger) if layer in result.quantized.sqnr]
+        for i, layer in enumerate(known):
+            if layer not in layers:
+                # Behind the one it follows in its own run: runs may quantize different layers.
+                layers.insert(layers.index(known[i - 1]) + 1 if i else 0, layer)
+    matrix = np.full((len(layers), len(results)), math.nan)
+    for j, result in enumerate(results):
+        for i, layer in enumerate(layers):
+            matrix[i, j] = result.quantized.sqnr.get(layer, math.nan)
+    return layers, matrix

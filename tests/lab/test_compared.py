@@ -1,0 +1,128 @@
+"""Runs side by side, on runs that a real sweep made."""
+
+import math
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import qlab
+from qlab.errors import DataMismatch, RunFailed
+from qlab.lab.compared import layers_by_run, line_of, mapping_of, paired, verdict
+from qlab.lab.run import read_result
+from qlab.lab.store import Store
+
+GRID = qlab.Grid(weight_bits=(8, 2), activation_observers=("min_max", ("percentile", {"percentile": 99.0})))
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return Store(tmp_path_factory.mktemp("compared") / "home")
+
+
+@pytest.fixture(scope="module")
+def few():
+    return qlab.load_dataset("conv_digits").subset(range(600)).split(200)
+
+
+@pytest.fixture(scope="module")
+def swept(home: Store, few):
+    return qlab.sweep("conv_digits", few, GRID, store=home)
+
+
+def test_a_line_says_what_the_row_holds(swept) -> None:
+    line = line_of(swept[1])
+    assert (line.name, line.title) == ("W8 A8 · percentile 99", "W8 A8 · percentile 99")
+    assert (line.mode, line.weight_bits, line.activation_bits) == ("static", 8, 8)
+    assert (line.weight_scheme, line.weight_observer) == ("per channel symmetric", "min_max")
+    assert (line.activation_scheme, line.activation_observer) == ("per tensor affine", "percentile 99")
+    assert (line.backend, line.samples, line.rules, line.dropped) == ("integer", 400, 0, None)
+    assert line.accuracy == swept[1].headline.accuracy
+    assert line.delta_float == line.accuracy - line.float_accuracy
+    assert line.low < line.accuracy < line.high
+
+
+def test_the_float_difference_of_a_run_that_was_stopped_early_is_not_told(swept) -> None:
+    run = replace(swept[0], headline=replace(swept[0].headline, dropped="stopped", samples=100))
+    assert line_of(run).delta_float is None
+
+
+def test_a_preset_is_looked_up(home: Store, few) -> None:
+    (run,) = qlab.sweep("conv_digits", few, ["int4_weight_only"], store=home)
+    assert mapping_of(run) == qlab.presets["int4_weight_only"]
+    line = line_of(run)
+    assert (line.weight_bits, line.activation_bits, line.mode) == (4, None, "weight-only")
+
+
+def test_a_thousand_lines_are_quick(swept) -> None:
+    runs = [replace(run, id=f"{i}") for i, run in enumerate(list(swept) * 250)]
+    line_of(runs[0])
+    start = time.perf_counter()
+    assert len([line_of(run) for run in runs]) == 1000
+    assert time.perf_counter() - start < 0.5  # 20 ms on a quiet machine
+
+
+def test_two_runs_are_compared_sample_by_sample(home: Store, few, swept) -> None:
+    good, _, bad, _ = swept
+    pair = paired(home, bad, good)
+    right = few.evaluation.targets
+    a = np.array([read_result(home, home.get_run(r.id)).quantized.predictions for r in (good, bad)])
+    lost = np.flatnonzero((a[0] == right) & (a[1] != right))
+    assert pair.comparison.lost_indices == tuple(lost)
+    assert pair.comparison.lost > pair.comparison.gained
+    assert pair.verdict("W8") == verdict(pair.comparison, "W8")
+    assert pair.verdict("W8").startswith("worse than W8, beyond chance on 400 samples (p")
+    back = paired(home, good, bad).comparison
+    assert (back.lost, back.gained, back.p) == (pair.comparison.gained, pair.comparison.lost, pair.comparison.p)
+    same = paired(home, good, good)
+    assert same.verdict("itself") == "every prediction is that of itself on 400 samples"
+
+
+def test_against_float(home: Store, swept) -> None:
+    run = swept[2]
+    assert paired(home, run, None).comparison == read_result(home, home.get_run(run.id)).comparison
+
+
+def test_runs_on_other_samples_are_not_compared(home: Store, few, swept) -> None:
+    (other,) = qlab.sweep("conv_digits", few.subset(range(300)).split(100), ["x86"], store=home)
+    with pytest.raises(DataMismatch, match="same samples"):
+        paired(home, other, swept[0])
+
+
+def test_one_that_was_stopped_early_is_compared_where_both_were(home: Store) -> None:
+    found = qlab.sweep(
+        "residual_digits", "residual_digits", qlab.Grid(weight_bits=(8, 2), activation_bits=(8, 2)), store=home,
+        eliminate=True,
+    )  # fmt: skip
+    by_name = {run.name: run for run in found}
+    dropped, full = by_name["W2 A2"], by_name["W8 A8"]
+    pair = paired(home, dropped, full)
+    assert pair.comparison.n == dropped.headline.samples < full.headline.samples
+    assert pair.before.n == pair.after.n == dropped.headline.samples
+    assert pair.comparison.significant
+    assert paired(home, full, dropped).comparison.n == dropped.headline.samples
+
+
+def test_a_run_without_a_result_says_so(home: Store) -> None:
+    run_id = home.create_run(kind="experiment", spec={"mapping": "x86"}, data="d")
+    with pytest.raises(RunFailed, match="queued"):
+        paired(home, home.get_run(run_id), None)
+    with pytest.raises(RunFailed, match="not an experiment"):
+        paired(home, home.get_run(home.create_run(kind="prepare", spec={})), None)
+
+
+def test_layers_by_run_follow_the_network(home: Store, few, swept) -> None:
+    (partly,) = qlab.sweep(
+        "conv_digits", few, [qlab.presets["x86"].replace(by_name={"conv2": None, "features.*": None})], store=home
+    )
+    results = [read_result(home, home.get_run(run.id)) for run in (swept[0], swept[2], partly)]
+    layers, matrix = layers_by_run(results)
+    order = [row["layer"] for row in results[0].ledger]
+    assert layers == [layer for layer in order if layer in layers]
+    assert matrix.shape == (len(layers), 3)
+    for i, layer in enumerate(layers):
+        for j, result in enumerate(results):
+            known = result.quantized.sqnr.get(layer)
+            assert math.isnan(matrix[i, j]) if known is None else matrix[i, j] == known
+    assert layers_by_run([])[1].shape == (0, 0)
