@@ -73,9 +73,13 @@ def _rule(where: str, a: _Rule, b: _Rule) -> list[FieldDifference]:
     fields_a, fields_b = _fields(of_a), _fields(of_b)
     return [
         FieldDifference(where, key, fields_a.get(key, MISSING), fields_b.get(key, MISSING))
-        for key in dict.fromkeys([*fields_a, *fields_b])
+        for key in sorted(dict.fromkeys([*fields_a, *fields_b]), key=_order)
         if fields_a.get(key) != fields_b.get(key)
     ]
+
+
+def _order(field: str) -> int:
+    return ("mode", "weight", "activation").index(field.split()[0].rstrip("s"))
 
 
 def _short(has: bool, config: QConfig | None) -> str:
