@@ -12,7 +12,9 @@ import psutil
 import pytest
 
 from qlab.errors import InvalidConfig
-from qlab.lab.jobs import KILLED, NOT_SHARED, JobRunner, Staff
+from qlab.lab.cluster import OwnCluster
+from qlab.lab.crew import KILLED
+from qlab.lab.jobs import JobRunner, Staff
 from qlab.lab.store import APP_STOPPED, CANCELLED, DONE, FAILED, QUEUED, RUNNING, Run, Store
 from qlab.lab.work import LAB_ERROR
 from tests.lab.job_tasks import KINDS
@@ -146,9 +148,10 @@ def test_a_job_may_be_begun_again(runner: JobRunner) -> None:
 
 
 def test_a_worker_that_does_not_come_back_is_replaced(runner: JobRunner, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qlab.lab.jobs.STAFF_EVERY", 0.5)
-    cluster = runner._cluster
-    assert cluster is not None
+    monkeypatch.setattr("qlab.lab.cluster.STAFF_EVERY", 0.5)
+    crew = runner._crew
+    assert isinstance(crew, OwnCluster)
+    cluster = crew._cluster
     cluster.sync(cluster.workers[0].close)  # what a nanny does whose worker is killed while it starts
     assert runner.wait(runner.submit("count", steps=2), LONG).status == DONE
 
@@ -273,80 +276,3 @@ def test_a_killed_app_leaves_no_worker_and_no_running_run(tmp_path: Path) -> Non
     store = Store(tmp_path / "home")
     JobRunner(store)  # as the next app does
     assert [(r.status, r.error) for r in store.list_runs()] == [(FAILED, APP_STOPPED)]
-
-
-# ---- an existing cluster ---------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A scheduler and a worker in processes of their own; gives the address."""
-    folder = tmp_path_factory.mktemp("cluster")
-    file = folder / "scheduler.json"
-    dask = [sys.executable, "-m", "dask"]
-    here = ["--host", "127.0.0.1", "--dashboard-address", "127.0.0.1:0"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    with (folder / "log").open("w") as log:
-        processes = [
-            subprocess.Popen(
-                [*dask, "scheduler", *here, "--port", "0", "--scheduler-file", str(file)],
-                stdout=log, stderr=log, env=environment,
-            ),
-            subprocess.Popen(
-                [*dask, "worker", "--scheduler-file", str(file), *here, "--nthreads", "1",
-                 "--local-directory", str(folder)],
-                stdout=log, stderr=log, env=environment,
-            ),
-        ]  # fmt: skip
-        until(lambda: file.exists() and '"address"' in file.read_text())
-        import json
-
-        yield json.loads(file.read_text())["address"]
-        for process in reversed(processes):
-            process.terminate()
-        for process in processes:
-            process.wait(20)
-
-
-def test_an_existing_cluster(cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("QLAB_DASK", cluster)
-    store = Store(tmp_path)
-    with JobRunner(store, kinds=KINDS) as runner:
-        assert runner.wait(runner.submit("count", steps=3), LONG).status == DONE
-        run, waiting = running(runner, "stubborn"), runner.submit("count", steps=2)
-        begun = time.monotonic()
-        assert runner.cancel(run.id).status == CANCELLED
-        assert time.monotonic() - begun < 1.0
-        assert runner.wait(waiting, LONG).status == DONE
-        dead = runner.wait(runner.submit("die"), LONG)
-        # The scheduler there tries three times; the run is begun once.
-        assert (dead.status, dead.error, dead.attempts) == (FAILED, KILLED, 1)
-        assert runner.wait(runner.submit("count", steps=2), LONG).status == DONE
-
-
-def test_a_cluster_that_sees_another_store(cluster: str, tmp_path: Path) -> None:
-    from dataclasses import replace
-
-    with JobRunner(Store(tmp_path), kinds=KINDS, address=cluster) as runner:
-        hand_out = runner._hand_out
-
-        def elsewhere() -> None:
-            for ticket in runner._pending:
-                ticket.order = replace(
-                    ticket.order, home=str(tmp_path / "other"), url=f"sqlite:///{tmp_path / 'other.db'}"
-                )
-            hand_out()
-
-        runner._hand_out = elsewhere  # type: ignore[method-assign]
-        run = runner.wait(runner.submit("count", steps=3), LONG)
-    assert (run.status, run.error) == (FAILED, NOT_SHARED)
-
-
-def test_no_scheduler_at_the_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qlab.lab.jobs.CONNECT_WITHIN", "1s")
-    with JobRunner(Store(tmp_path), kinds=KINDS, address="tcp://127.0.0.1:9") as runner:
-        for _ in range(2):  # and again, should it have come up meanwhile
-            run = runner.wait(runner.submit("count", steps=1), LONG)
-            assert run.status == FAILED
-            assert run.error is not None
-            assert "No Dask scheduler answers at tcp://127.0.0.1:9" in run.error

@@ -1,0 +1,464 @@
+"""Jobs on a Dask cluster whose workers share nothing with the app but the connection to the scheduler."""
+
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qlab.errors import InvalidConfig
+from qlab.lab import courier
+from qlab.lab.crew import KILLED
+from qlab.lab.experiment import Experiment
+from qlab.lab.jobs import JobRunner
+from qlab.lab.parcel import Packer, columns_of, references, renamed, samples_here
+from qlab.lab.records import Headline
+from qlab.lab.remote import CONNECTION_LOST
+from qlab.lab.run import run as run_here
+from qlab.lab.store import CANCELLED, DONE, FAILED, QUEUED, RUNNING, Run, Store
+from qlab.lab.tables import RUNS
+from qlab.lab.tasks import KINDS
+from qlab.lab.work import LAB_ERROR
+from qlab.samples import SAMPLES
+from tests.lab.conftest import MODEL
+from tests.lab.job_tasks import KINDS as TEST_KINDS
+
+LONG = 60.0
+ROOT = Path(__file__).resolve().parents[2]
+
+# What a worker must not touch: the folder of the app, which on another machine would not be there.
+GUARD = """
+import os, sys
+
+def guard(event, arguments):
+    if event in ("open", "sqlite3.connect", "os.listdir", "os.scandir", "os.mkdir", "os.rename", "os.link"):
+        path = arguments[0]
+        if isinstance(path, (str, os.PathLike)) and os.path.abspath(path).startswith(os.environ["HIDDEN"]):
+            raise PermissionError(f"this worker has no {path}")
+
+sys.addaudithook(guard)
+"""
+
+
+def until(condition: Callable[[], object], seconds: float = LONG) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.01)
+
+
+# ---- a cluster -------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Machines:
+    """Processes in folders of their own. app: the folder that workers must not touch."""
+
+    folder: Path
+    app: Path
+    processes: list[subprocess.Popen]
+
+    def start(self, name: str, *words: str, **environment: str) -> subprocess.Popen:
+        """`python -m dask …` with its own home and working folder."""
+        folder = self.folder / name
+        folder.mkdir()
+        here = ["--host", "127.0.0.1", "--dashboard-address", "127.0.0.1:0"]
+        own = {"HOME": str(folder), "QLAB_HOME": str(folder / "lab"), "QLAB_DB": "sqlite:////nowhere/at/all.db"}
+        with (folder / "log").open("w") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "dask", *words, *here], cwd=folder, stdout=log, stderr=log,
+                env=os.environ | {"PYTHONPATH": str(ROOT), "HIDDEN": str(self.app)} | own | environment,
+            )  # fmt: skip
+        self.processes.append(process)
+        return process
+
+    def scheduler(self) -> str:
+        file = self.folder / "scheduler.json"
+        self.start("scheduler", "scheduler", "--port", "0", "--scheduler-file", str(file))
+        until(lambda: file.exists() and '"address"' in file.read_text())
+        return json.loads(file.read_text())["address"]
+
+    def worker(self, name: str, address: str, *words: str, **environment: str) -> subprocess.Popen:
+        guard = self.folder / "guard.py"
+        guard.write_text(GUARD)
+        return self.start(
+            name, "worker", address, "--nthreads", "1", "--local-directory", str(self.folder / name), "--preload",
+            str(guard), *words, **environment,
+        )  # fmt: skip
+
+
+@contextmanager
+def machines(factory: pytest.TempPathFactory) -> Iterator[Machines]:
+    made = Machines(factory.mktemp("cluster"), factory.mktemp("app"), [])
+    try:
+        yield made
+    finally:
+        for process in made.processes:
+            process.kill()  # the workers are daemons of their nannies and end with them
+        for process in made.processes:
+            process.wait(20)
+
+
+class CountingStore(Store):
+    """Also counts how often each run was ended."""
+
+    def __init__(self, home: Path) -> None:
+        super().__init__(home)
+        self.ends: Counter[str] = Counter()
+
+    def finish(self, run_id: str, status: str, **more: Any) -> bool:
+        ended = super().finish(run_id, status, **more)
+        self.ends[run_id] += ended
+        return ended
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Machines, str]]:
+    with machines(tmp_path_factory) as made:
+        address = made.scheduler()
+        for name in ("one", "two"):
+            made.worker(name, address)
+        yield made, address
+
+
+@pytest.fixture(scope="module")
+def runner(cluster: tuple[Machines, str]) -> Iterator[JobRunner]:
+    store = CountingStore(cluster[0].app / "home")
+    with JobRunner(store, kinds={**KINDS, **TEST_KINDS}, address=cluster[1]) as runner:
+        until(lambda: runner.places == 2)
+        yield runner
+    store.close()
+
+
+def running(runner: JobRunner, kind: str, **arguments: object) -> Run:
+    run_id = runner.submit(kind, **arguments)
+    until(lambda: runner.store.get_run(run_id).status != QUEUED)
+    return runner.store.get_run(run_id)
+
+
+# ---- the whole -------------------------------------------------------------------------------------------------------
+
+
+def test_a_worker_killed_in_the_middle_changes_nothing(
+    cluster: tuple[Machines, str],
+    runner: JobRunner,
+    few_digits: Path,
+    caplog: pytest.LogCaptureFixture,
+    one_thread: None,
+) -> None:
+    store, app = runner.store, cluster[0].app
+    assert isinstance(store, CountingStore)
+    model = shutil.copy(SAMPLES / MODEL / "model.pt2", app / "mine.pt2")
+    uploaded = store.add_upload(few_digits, kind="upload")
+    caplog.set_level(logging.DEBUG, "qlab.lab")
+
+    prepared = runner.wait(runner.submit("prepare", model=model, data=uploaded.reference, backend="auto"), LONG)
+    assert prepared.status == DONE, (prepared.error, prepared.detail)
+    experiments = [
+        Experiment(model, uploaded.reference, "x86"),
+        Experiment(model, uploaded.reference, "arm", backend="integer"),
+        Experiment(model, {"path": str(few_digits), "scale": 0.5}, "x86"),
+        Experiment(model, uploaded.reference, "int4_weight_only"),
+        Experiment(model, uploaded.reference, "arm"),
+    ]
+    rows = [KINDS["experiment"].describe(store, {"experiment": e}).columns for e in experiments]
+    ids = store.create_runs(rows, kind="experiment")
+    needs = list(prepared.require_result()["artifacts"].values())
+    for run_id in ids:
+        runner.hand_in(run_id, needs=needs)
+    stages: dict[str, set[str]] = {run_id: set() for run_id in ids}
+    killed = None
+    while any(store.is_open(run_id) for run_id in ids):
+        for run in store.list_runs(ids=ids, status=RUNNING):
+            stages[run.id].add(run.stage)
+            if killed is None and run.stage:
+                killed = run
+                os.kill(run.worker_pid or 0, signal.SIGKILL)
+        time.sleep(0.005)
+    assert killed is not None
+
+    runs = [store.get_run(run_id) for run_id in ids]
+    assert [(r.status, r.error) for r in runs] == [(DONE, None)] * len(runs)
+    assert {r.id: r.attempts for r in runs if r.attempts != 1} == {killed.id: 2}
+    assert store.ends == Counter({prepared.id: 1} | dict.fromkeys(ids, 1))
+    assert len({r.worker_pid for r in (*runs, prepared)} | {killed.worker_pid}) >= 2
+    assert all("evaluate quantized" in seen for seen in stages.values()), stages
+
+    # Only the run on other data had to calibrate; the exported graph was made once, by `prepare`.
+    calibrated = ["calibrate" in r.require_result()["timings"] for r in runs]
+    assert calibrated == [False, False, True, False, False]
+    assert all("export graph" not in r.require_result()["timings"] or i == 1 for i, r in enumerate(runs))
+    travelled = Counter(r.args[:2] for r in caplog.records if r.msg.startswith("sending"))  # type: ignore[index]
+    assert set(travelled.values()) == {1}
+    assert {uploaded.hash, *needs} <= {digest for digest, _ in travelled}
+
+    here = Store(app / "other")
+    shutil.copy(uploaded.path, here.home / "artifacts")
+    here.add_upload(few_digits, kind="upload")
+    for experiment, run in zip(experiments, runs, strict=True):
+        alone = run_here(experiment, store=here)
+        assert compared(run) == compared(alone)
+        assert (run.headline, run.model_hash, run.data_hash, run.content_key) == (
+            alone.headline, alone.model_hash, alone.data_hash, alone.content_key,
+        )  # fmt: skip
+        for digest in run.require_result()["artifacts"].values():
+            assert store.artifact(digest).path.exists()
+    assert not list(cluster[0].folder.glob("*/lab")), "a worker used a home of its own"
+
+
+def compared(run: Run) -> dict[str, Any]:
+    """What a run found, without how long it took."""
+    return {k: v for k, v in run.require_result().items() if k != "timings"}
+
+
+def test_what_is_shipped_stays_out_of_the_row(runner: JobRunner, cluster: tuple[Machines, str]) -> None:
+    run = next(r for r in runner.store.list_runs(kind="experiment") if "scale" in r.spec_json)
+    assert run.spec["model"] == str(cluster[0].app / "mine.pt2")
+    assert run.spec["data"]["path"].endswith("few_digits.npz")
+
+
+def test_errors_are_told_apart(runner: JobRunner) -> None:
+    ours, bug = runner.wait(runner.submit("mismatch"), LONG), runner.wait(runner.submit("broken"), LONG)
+    assert (ours.status, ours.error, ours.detail) == (
+        FAILED, "The data has 3 channels, the model takes 1.", "shape [8, 3, 16, 16]",
+    )  # fmt: skip
+    assert (bug.status, bug.error) == (FAILED, LAB_ERROR)
+    assert "KeyError: 'missing'" in (bug.detail or "")
+
+
+def test_a_file_that_is_nowhere(runner: JobRunner) -> None:
+    row = {"spec": Experiment("sha256:" + "0" * 64, MODEL, "x86").to_dict()}
+    (run_id,) = runner.store.create_runs([row], kind="experiment")
+    runner.hand_in(run_id)
+    run = runner.wait(run_id, LONG)
+    assert run.status == FAILED
+    assert f"is not in this store ({runner.store.home})" in (run.error or "")
+
+
+# ---- progress and cancel ---------------------------------------------------------------------------------------------
+
+
+def test_progress_arrives(runner: JobRunner) -> None:
+    run_id = runner.submit("count", name="counting", steps=120)
+    seen = []
+    while runner.store.is_open(run_id):
+        seen.append(runner.store.get_run(run_id))
+        time.sleep(0.05)
+    run = runner.wait(run_id, LONG)
+    assert (run.status, run.name, run.share) == (DONE, "counting", 1.0)
+    shares = [r.share for r in seen if r.stage == "count"]
+    assert len(set(shares)) > 2
+    assert shares == sorted(shares)
+    assert any(r.seconds_left for r in seen)
+
+
+@pytest.mark.parametrize("kind", ["count", "stubborn"], ids=["cooperative", "stubborn"])
+def test_cancel_takes_less_than_a_second(runner: JobRunner, kind: str) -> None:
+    run = running(runner, kind, steps=100_000)
+    time.sleep(0.3)
+    begun = time.monotonic()
+    assert runner.cancel(run.id).status == CANCELLED
+    assert time.monotonic() - begun < 1.0
+    if kind == "stubborn":
+        until(lambda: not os.path.exists(f"/proc/{run.worker_pid}"), 20)
+    else:
+        assert runner.wait(runner.submit("count", steps=1), LONG).status == DONE
+        assert os.path.exists(f"/proc/{run.worker_pid}")
+
+
+def test_a_worker_that_dies(runner: JobRunner) -> None:
+    once, again = runner.submit("die"), runner.submit("die_once", max_attempts=2)
+    run = runner.wait(once, LONG)
+    assert (run.status, run.error, run.attempts) == (FAILED, KILLED, 1)
+    assert runner.wait(again, LONG).result == {"attempts": 2}
+
+
+# ---- large files -----------------------------------------------------------------------------------------------------
+
+
+def test_a_large_file_holds_up_no_other_run(runner: JobRunner) -> None:
+    until(lambda: runner.places == 2)
+    large = runner.store.add_bytes(os.urandom(100 << 20), kind="upload")
+    run_id = runner.store.create_run(kind="count", spec={"steps": 1})
+    begun = time.monotonic()
+    runner.hand_in(run_id, needs=[large.hash])
+    others, seen, longest = 0, set(), 0.0
+    while runner.store.is_open(run_id):
+        mark = time.monotonic()
+        assert runner.wait(runner.submit("count", steps=1, pause=0), LONG).status == DONE
+        longest = max(longest, time.monotonic() - mark)
+        others += 1
+        now = runner.store.get_run(run_id)
+        seen |= {now.done} if now.stage == courier.SENDING else set()
+    took = time.monotonic() - begun
+    print(f"100 MB took {took:.2f} s; {others} other runs meanwhile, {longest:.2f} s the longest")
+    assert runner.store.get_run(run_id).status == DONE
+    assert len(seen) > 1
+    assert others > 1
+    assert longest < 5.0
+
+
+def test_a_cancel_while_a_file_is_on_its_way(runner: JobRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(courier, "CHUNK", 1 << 16)  # a slow line
+    large = runner.store.add_bytes(os.urandom(40 << 20), kind="upload")
+    run_id = runner.store.create_run(kind="count", spec={"steps": 1})
+    runner.hand_in(run_id, needs=[large.hash])
+    until(lambda: runner.store.get_run(run_id).done > 0)
+    begun = time.monotonic()
+    assert runner.cancel(run_id).status == CANCELLED
+    assert time.monotonic() - begun < 1.0
+    assert runner.wait(runner.submit("count", steps=1), LONG).status == DONE
+
+
+def test_a_file_that_was_changed_is_refused(runner: JobRunner) -> None:
+    artifact = runner.store.add_bytes(os.urandom(1000), kind="upload")
+    artifact.path.write_bytes(os.urandom(1000))
+    run_id = runner.store.create_run(kind="count", spec={"steps": 1})
+    runner.hand_in(run_id, needs=[artifact.hash])
+    run = runner.wait(run_id, LONG)
+    assert (run.status, run.error) == (FAILED, run.error)
+    assert "arrived at the worker as other bytes" in (run.error or "")
+
+
+# ---- the app goes, the cluster goes ----------------------------------------------------------------------------------
+
+APP = """
+import sys, time
+from qlab.lab.jobs import JobRunner
+from qlab.lab.store import Store
+from tests.lab.job_tasks import KINDS
+
+runner = JobRunner(Store(sys.argv[1]), kinds=KINDS, address=sys.argv[2])
+runs = [runner.submit("count", steps=100_000) for _ in range(2)]
+while any(runner.store.get_run(run).worker_pid is None for run in runs):
+    time.sleep(0.05)
+print("running", flush=True)
+time.sleep(60)
+"""
+
+
+def test_workers_of_an_app_that_was_killed_are_free_again(
+    cluster: tuple[Machines, str], runner: JobRunner, tmp_path: Path
+) -> None:
+    until(lambda: runner.places == 2)
+    script = tmp_path / "app.py"
+    script.write_text(APP)
+    with subprocess.Popen(
+        [sys.executable, str(script), str(tmp_path / "home"), cluster[1]],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    ) as app:
+        assert app.stdout is not None
+        assert app.stdout.readline() == "running\n"
+        waiting = runner.submit("count", steps=1)
+        time.sleep(0.5)
+        assert runner.store.get_run(waiting).status == QUEUED  # the others have both workers
+        app.kill()
+    assert runner.wait(waiting, 20).status == DONE
+
+
+def test_a_cluster_that_goes(tmp_path_factory: pytest.TempPathFactory) -> None:
+    with machines(tmp_path_factory) as made:
+        address = made.scheduler()
+        unfit = made.worker("unfit", address, "--no-nanny", PYTHONPATH="")
+        with JobRunner(Store(made.app / "home"), kinds=TEST_KINDS, address=address) as runner:
+            run = runner.wait(runner.submit("count", steps=1), LONG)
+            assert run.status == FAILED
+            assert "cannot import qlab" in (run.error or "")
+            unfit.kill()
+            made.worker("fit", address, "--no-nanny")
+            until(lambda: runner.wait(runner.submit("count", steps=1), LONG).status == DONE)
+            run = running(runner, "count", steps=100_000)
+            made.processes[0].kill()
+            run = runner.wait(run.id, LONG)
+            assert (run.status, run.error) == (FAILED, CONNECTION_LOST)
+
+
+def test_no_scheduler_at_the_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qlab.lab.remote.CONNECT_WITHIN", "1s")
+    monkeypatch.setenv("QLAB_DASK", "tcp://127.0.0.1:9")
+    with JobRunner(Store(tmp_path), kinds=TEST_KINDS) as runner:
+        for _ in range(2):  # and again, should it have come up meanwhile
+            run = runner.wait(runner.submit("count", steps=1), LONG)
+            assert run.status == FAILED
+            assert "No Dask scheduler answers at tcp://127.0.0.1:9" in (run.error or "")
+        assert runner.places == 1
+
+
+# ---- what is packed --------------------------------------------------------------------------------------------------
+
+
+def test_only_what_names_a_file_is_renamed() -> None:
+    spec = {"experiment": {"name": "/etc/hosts", "model": "/m", "data": {"path": "/d", "targets": "/t", "mean": [1.0]}}}
+    assert list(references(spec)) == [("model", "/m"), ("data", "/d"), ("targets", "/t")]
+    names = {("model", "/m"): "a", ("data", "/d"): "b", ("targets", "/t"): "c", ("model", "/etc/hosts"): "no"}
+    assert renamed(spec, names) == {
+        "experiment": {"name": "/etc/hosts", "model": "a", "data": {"path": "b", "targets": "c", "mean": [1.0]}}
+    }
+
+
+def packed(store: Store, spec: dict[str, Any], samples: dict[tuple[str, str], str]) -> dict[tuple[str, str], str]:
+    run = store.get_run(store.create_run(kind="experiment", spec=spec))
+    parcel = Packer(store).pack(run, "a:b", (), samples)
+    assert set(parcel.needs) == {file.hash for file in parcel.files.values()}
+    return {place: file.name for place, file in parcel.files.items()}
+
+
+def test_a_sample_goes_along_unless_the_worker_has_the_very_same(tmp_path: Path) -> None:
+    store, spec, here = Store(tmp_path), {"model": MODEL, "data": MODEL}, samples_here()
+    assert packed(store, spec, here) == {}
+    both = {("model", MODEL): f"{MODEL}.pt2", ("data", MODEL): f"{MODEL}.npz"}
+    assert packed(store, spec, {}) == both
+    assert packed(store, spec, {**here, ("model", MODEL): "another"}) == {("model", MODEL): f"{MODEL}.pt2"}
+
+
+def test_a_column_of_labels_is_no_file(tmp_path: Path, few_digits: Path) -> None:
+    labels = tmp_path / "labels.npy"
+    labels.write_bytes(b"numbers")
+    store = Store(tmp_path / "home")
+    spec = {"model": MODEL, "data": {"path": str(few_digits), "targets": "y"}}
+    assert packed(store, spec, samples_here()) == {("data", str(few_digits)): "few_digits.npz"}
+    spec["data"]["targets"] = str(labels)  # type: ignore[index]
+    assert packed(store, spec, samples_here())["targets", str(labels)] == "labels.npy"
+
+
+def test_a_changed_file_is_taken_in_anew(tmp_path: Path) -> None:
+    store, file = Store(tmp_path / "home"), tmp_path / "m.pt2"
+    packer = Packer(store)
+
+    def hash_now() -> str:
+        run = store.get_run(store.create_run(kind="experiment", spec={"model": str(file)}))
+        return packer.pack(run, "a:b", (), {}).files["model", str(file)].hash
+
+    file.write_bytes(b"first")
+    first = hash_now()
+    assert hash_now() == first
+    file.write_bytes(b"second one")
+    assert hash_now() != first
+
+
+def test_a_reference_to_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidConfig, match="not in this store"):
+        packed(Store(tmp_path), {"model": "sha256:" + "1" * 64}, {})
+
+
+def test_a_row_travels_whole(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    run_id = store.create_run(kind="count", spec={"steps": 1}, name="n", model="m")
+    store.annotate(run_id, tags=["a", "ü"])
+    row = columns_of(store.get_run(run_id))
+    assert set(row) == {c.name for c in RUNS.columns}
+    assert set(Headline.__dataclass_fields__) < set(row)
+    assert (row["spec"], row["tags"]) == ('{"steps": 1}', '["a", "ü"]')
