@@ -209,15 +209,21 @@ class Dataset:
 
         The number is `index`, not the position, so that statistics of two slices merge to those of the whole.
         """
-        import torch
-
         if batch_size < 1:
             raise DataMismatch(f"The batch size is {batch_size}. It has to be at least 1.")
         for start in range(0, len(self), batch_size):
-            part = slice(start, start + batch_size)
-            inputs = tuple(torch.from_numpy(self._preprocessed(i, part)) for i in range(len(self.inputs)))
-            targets = None if self.targets is None else torch.from_numpy(self.targets[part].copy())
-            yield int(self.index[start]), inputs, targets
+            yield self.batch(start, batch_size)
+
+    def batch(
+        self, start: int, size: int
+    ) -> tuple[int, "tuple[torch.Tensor, ...]", "torch.Tensor | None"]:  # fmt: skip
+        """What `batches` gives for the samples at the positions from `start` on, at most `size`; from any thread."""
+        import torch
+
+        part = slice(start, start + size)
+        inputs = tuple(torch.from_numpy(self._preprocessed(i, part)) for i in range(len(self.inputs)))
+        targets = None if self.targets is None else torch.from_numpy(self.targets[part].copy())
+        return int(self.index[start]), inputs, targets
 
     def example(self, i: int) -> tuple[np.ndarray, ...]:
         """Sample i as the model gets it: preprocessed, each input [1, ...]."""

@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from qlab.calibration import Progress
 from qlab.conversion import QuantizedModel
 from qlab.data import Dataset
 from qlab.errors import DataMismatch, InvalidConfig, NonFinite
+from qlab.forward import Forward
 from qlab.graph.capture import Model
 from qlab.memory import keep_freed_memory
 
@@ -158,45 +159,32 @@ def evaluate(
     if len(part) == 0:
         raise DataMismatch("there is no evaluation data: give at least one sample.")
     keep_freed_memory()
+    forward = Forward(model_or_qmodel, part, batch_size, backend, sqnr_samples)
+    model, total = forward.model, forward.batches
     quantized = isinstance(model_or_qmodel, QuantizedModel)
-    model = model_or_qmodel.model if isinstance(model_or_qmodel, QuantizedModel) else model_or_qmodel
-    own = (
-        model_or_qmodel if isinstance(model_or_qmodel, QuantizedModel) and model_or_qmodel.has_float_original else None
-    )
-    if reference is None and own is not None:
-        reference = own.model
-    size = model.fixed_batch or batch_size
-    total = -(-len(part) // size)
-    execute: Callable[..., Any] = model_or_qmodel
-    if backend == "integer":
-        assert isinstance(model_or_qmodel, QuantizedModel)
-        execute = model_or_qmodel.integer_session()
-    taps = _taps(own, backend) if own is not None and sqnr_samples > 0 else None
+    if reference is None and isinstance(model_or_qmodel, QuantizedModel) and model_or_qmodel.has_float_original:
+        reference = model
     other = reference if isinstance(reference, Model) and reference is not model_or_qmodel else None
     predictions: list[np.ndarray] = []
     of_reference: list[np.ndarray] = []
     stage = f"evaluate {'float' if not quantized else 'quantized' if backend == 'simulated' else 'integer'}"
-    done = 0
-    for number, (_, inputs, targets) in enumerate(part.batches(size)):
-        if progress is not None:
-            progress(stage, number, total)
-        count = len(inputs[0])
-        inputs = _pad(inputs, size) if model.fixed_batch and count < size else inputs
-        model.check_inputs(inputs)
-        own_float = None
-        if taps is not None and done < sqnr_samples:
-            output, own_float = taps.run(inputs)
-        else:
-            output = execute(*inputs)
-        predictions.append(_predict(output, targets, count, f"batch {number}, samples {done} to {done + count - 1}"))
-        if other is not None:
-            reference_output = own_float if own_float is not None and other is model else other(*inputs)
-            of_reference.append(_predict(reference_output, targets, count, f"batch {number} of the reference"))
-        done += count
-        if keep_going is not None:
-            predictions = [np.concatenate(predictions)]
-            if not keep_going(predictions[0]):
-                break
+    number = done = 0
+    with forward.run() as batches:
+        for number in range(total):
+            if progress is not None:
+                progress(stage, number, total)
+            batch = next(batches)
+            where = f"batch {number}, samples {done} to {done + batch.count - 1}"
+            predictions.append(_predict(batch.output, batch.targets, batch.count, where))
+            if other is not None:
+                known = batch.own_float is not None and other is model
+                output = batch.own_float if known else other(*batch.inputs)
+                of_reference.append(_predict(output, batch.targets, batch.count, f"batch {number} of the reference"))
+            done += batch.count
+            if keep_going is not None:
+                predictions = [np.concatenate(predictions)]
+                if not keep_going(predictions[0]):
+                    break
     if progress is not None:
         progress(stage, total, total)
     seen = np.concatenate(predictions)
@@ -211,9 +199,8 @@ def evaluate(
     agreement = None
     if against is not None and against.shape == seen.shape:
         agreement = float((against == seen).mean())
-    return Evaluation(
-        accuracy, interval, agreement, taps.sqnr() if taps else {}, done, seen.size, seen, backend
-    )  # fmt: skip
+    sqnr = forward.taps.sqnr(number + 1) if forward.taps else {}
+    return Evaluation(accuracy, interval, agreement, sqnr, done, seen.size, seen, backend)
 
 
 def compare(reference: Evaluation, other: Evaluation, targets: np.ndarray | None) -> Comparison:
@@ -253,82 +240,6 @@ def mcnemar(lost: int, gained: int) -> float:
         return 1.0
     tail = sum(math.comb(n, i) for i in range(k + 1))
     return min(1.0, 2 * tail / 2**n)
-
-
-def _taps(qmodel: QuantizedModel, backend: str) -> SqnrTaps:
-    if backend == "simulated":
-        return _Taps(qmodel)
-    from qlab.runtime.taps import IntegerTaps
-
-    return IntegerTaps(qmodel)
-
-
-class SqnrTaps:
-    """Adds up signal and noise of the output of each quantized unit, tensor by tensor."""
-
-    def __init__(self, qmodel: QuantizedModel):
-        self.qmodel = qmodel
-        self.layers_of: dict[str, list[str]] = {}
-        for layer, tensor in qmodel.outputs.items():
-            self.layers_of.setdefault(tensor, []).append(layer)
-        self.float_nodes = {qmodel.model.node(tensor): tensor for tensor in self.layers_of}
-        self.signal: dict[str, float] = {}
-        self.noise: dict[str, float] = {}
-
-    def run(self, inputs: tuple[Tensor, ...]) -> tuple[Any, Any]:
-        """Outputs of the quantized and of the float network."""
-        raise NotImplementedError
-
-    def run_float(self, inputs: tuple[Tensor, ...]) -> tuple[Any, dict[str, Tensor]]:
-        """The float network's output, and the tensors that are compared."""
-        kept: dict[str, Tensor] = {}
-        tapped = Tapped(self.qmodel.model.graph_module, self.float_nodes, lambda name, x: kept.__setitem__(name, x))
-        return tapped.run(*inputs), kept
-
-    def add(self, name: str, reference: Tensor, x: Tensor) -> None:
-        reference, x = reference.double(), x.double()
-        self.signal[name] = self.signal.get(name, 0.0) + float(reference.square().sum())
-        self.noise[name] = self.noise.get(name, 0.0) + float((reference - x).square().sum())
-
-    def sqnr(self) -> dict[str, float]:
-        out = {}
-        for tensor in self.signal:
-            signal, noise = self.signal[tensor], self.noise[tensor]
-            value = math.inf if noise == 0 else 10 * math.log10(signal / noise) if signal > 0 else -math.inf
-            out.update(dict.fromkeys(self.layers_of[tensor], value))
-        order = {layer: i for i, layer in enumerate(self.qmodel.outputs)}
-        return dict(sorted(out.items(), key=lambda kv: order[kv[0]]))
-
-
-class _Taps(SqnrTaps):
-    """Float and simulated side by side."""
-
-    def __init__(self, qmodel: QuantizedModel):
-        super().__init__(qmodel)
-        self.quantized_nodes = {qmodel.output_nodes[tensor]: tensor for tensor in self.layers_of}
-
-    def run(self, inputs: tuple[Tensor, ...]) -> tuple[Any, Any]:
-        with torch.no_grad():
-            reference, kept = self.run_float(inputs)
-            tapped = Tapped(
-                self.qmodel.graph_module, self.quantized_nodes, lambda name, x: self.add(name, kept[name], x)
-            )
-            return tapped.run(*inputs), reference
-
-
-class Tapped(fx.Interpreter):
-    """Runs a graph and shows the outputs of some of its nodes under their names."""
-
-    def __init__(self, gm: fx.GraphModule, taps: Mapping[fx.Node, str], see: Callable[[str, Tensor], None]):
-        super().__init__(gm)
-        self.taps, self.see = taps, see
-
-    def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
-        name = self.taps.get(n)
-        if name is not None:
-            self.see(name, result[0] if isinstance(result, tuple) else result)
-        return result
 
 
 def _first_tensor(output: Any) -> Tensor:
@@ -371,11 +282,6 @@ def _check_labels(predictions: np.ndarray, targets: np.ndarray, classes: int | N
             f"a label is {int(targets.max())}, but the model tells {classes} classes apart: number the classes from "
             f"0 to {classes - 1}, as in training."
         )
-
-
-def _pad(inputs: tuple[Tensor, ...], size: int) -> tuple[Tensor, ...]:
-    """Fill a last batch up with copies of its last sample, for models that take one batch size only."""
-    return tuple(torch.cat([x, x[-1:].expand(size - len(x), *x.shape[1:])]) for x in inputs)
 
 
 def _json_number(value: float) -> float | str:

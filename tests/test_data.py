@@ -119,6 +119,13 @@ def test_batches(batch_size):
         list(data.batches(0))
 
 
+def test_one_batch_is_that_of_all_batches():
+    data = load_dataset(IMAGES, np.arange(len(IMAGES)) % 3, scale=255)
+    for i, (first, inputs, targets) in enumerate(data.batches(4)):
+        at, (x,), y = data.batch(4 * i, 4)
+        assert (at, x.tolist(), y.tolist()) == (first, inputs[0].tolist(), targets.tolist())
+
+
 def test_batches_of_slices_are_those_of_the_whole():
     """The number of a batch is the sample's number in the file, so statistics of two slices merge to the whole's."""
     data = dataset()

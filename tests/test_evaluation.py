@@ -1,7 +1,9 @@
 """Accuracy with its interval, agreement, flips, and whether a difference is more than chance."""
 
+import io
 import json
 import math
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -10,8 +12,10 @@ import torch
 from torch import nn
 
 import qlab
-from qlab.errors import DataMismatch, InvalidConfig, NonFinite
+from qlab.errors import Cancelled, DataMismatch, InvalidConfig, NonFinite
 from qlab.evaluation import Evaluation, mcnemar, wilson_interval
+from qlab.forward import Forward
+from qlab.runtime.session import at_once
 
 
 class Picker(nn.Module):
@@ -151,8 +155,6 @@ def test_one_logit_is_a_yes_or_no():
 
 
 def test_a_fixed_batch_is_filled_up_and_cut_again():
-    import io
-
     buffer = io.BytesIO()
     torch.export.save(torch.export.export(Picker().eval(), (torch.randn(4, 4),)), buffer)
     model = qlab.load_model(buffer.getvalue())
@@ -189,6 +191,72 @@ def test_integer_evaluation_is_that_of_the_runtime_and_says_so(residual):
     assert all(integer.sqnr[k] == pytest.approx(simulated.sqnr[k], abs=0.2) for k in integer.sqnr)
     assert len(integer.sqnr) >= 5
     assert type(integer).from_dict(integer.to_dict()).backend == "integer"
+
+
+@pytest.mark.parametrize("name", ["conv_digits", "lstm_text", "transformer_text"])
+def test_batches_side_by_side_give_what_they_give_one_by_one(name):
+    """The runtime's LSTM ranges each thread's share of a batch by itself; everything else is free of threads."""
+    model, data = qlab.load_model(name), qlab.load_dataset(name)
+    part = data.evaluation.subset(range(150))
+    qmodel = qlab.convert(model, qlab.presets["x86"], qlab.calibrate(model, data.calibration.subset(range(64))))
+    session = qmodel.integer_session()
+    assert session.options.threads is None
+    outputs = [session(*x) for _, x, _ in part.batches(16)]
+    with_taps, without = (
+        qlab.evaluate(qmodel, part, batch_size=16, backend="integer", sqnr_samples=n) for n in (40, 0)
+    )
+    for result in (with_taps, without):
+        np.testing.assert_array_equal(result.predictions, torch.cat(outputs).argmax(-1).numpy())
+    again = qlab.evaluate(qmodel, part, batch_size=16, backend="integer", sqnr_samples=40)
+    assert again.to_dict() == with_taps.to_dict()
+    forward = Forward(qmodel, part, 16, "integer", 0)
+    with forward.run() as batches:
+        for batch, output in zip(batches, outputs, strict=True):
+            assert torch.equal(batch.output, output)
+
+
+def test_so_many_batches_at_once_as_torch_has_threads(residual):
+    qmodel = qlab.convert(residual[0], qlab.presets["x86"], residual[2])
+    for threads, batches, expected in [(1, 9, (1, 1)), (4, 9, (4, 1)), (4, 3, (3, 2)), (4, 1, (1, 4))]:
+        torch.set_num_threads(threads)
+        parallel, options = at_once(qmodel, batches)
+        assert (parallel, options.threads) == expected
+
+
+def test_cancelling_on_integers_leaves_nothing_behind(residual):
+    model, data, calib = residual
+    qmodel, told = qlab.convert(model, qlab.presets["x86"], calib), []
+
+    def progress(stage, done, total):
+        told.append((stage, done, total))
+        if done == 3:
+            raise Cancelled("enough")
+
+    with pytest.raises(Cancelled):
+        qlab.evaluate(qmodel, data.evaluation, None, 16, "integer", progress)
+    total = -(-len(data.evaluation) // 16)
+    assert told == [("evaluate integer", n, total) for n in range(4)]
+    assert not [t for t in threading.enumerate() if t.name.startswith("batch")]
+
+
+def test_a_fixed_batch_on_integers():
+    torch.manual_seed(0)
+    buffer, module = io.BytesIO(), nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    torch.export.save(torch.export.export(module, (torch.randn(4, 4),)), buffer)
+    model = qlab.load_model(buffer.getvalue())
+    data = qlab.load_dataset(np.random.default_rng(0).normal(size=(10, 4)).astype(np.float32))
+    qmodel = qlab.convert(model, qlab.presets["x86"], qlab.calibrate(model, data))
+    for count in (10, 3):
+        part = data.subset(range(count))
+        simulated, integer = (qlab.evaluate(qmodel, part, backend=b) for b in ("simulated", "integer"))
+        assert (integer.n, integer.predicted) == (count, count)
+        np.testing.assert_array_equal(integer.predictions, simulated.predictions)
+
+
+def test_a_batch_holds_a_sample(picker):
+    for size in (0, -4):
+        with pytest.raises(DataMismatch, match="at least 1"):
+            qlab.evaluate(picker, qlab.load_dataset(one_hot([0, 1])), batch_size=size)
 
 
 def test_a_float_model_has_no_integers(residual):

@@ -12,11 +12,11 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
-from onnxruntime.capi.onnxruntime_pybind11_state import Fail
 from torch import Tensor
 
 from qlab.errors import DataMismatch, UnsupportedModel
 from qlab.export.onnx_file import float_onnx, quantized_onnx
+from qlab.graph.ops import op_type
 from qlab.runtime.cpu import cpu_features
 
 if TYPE_CHECKING:
@@ -146,14 +146,7 @@ class Session:
     outputs: tuple[str, ...] = field(default=())
 
     def __call__(self, *inputs: Tensor) -> Any:
-        feed = self.feed(inputs)
-        try:
-            given = self.runtime.run(list(self.outputs), feed)
-        except Fail as error:  # a fused kernel that does not take what it was given, e.g. a scale for each channel
-            raise UnsupportedModel(
-                f"ONNX Runtime {onnxruntime.__version__} cannot run this graph: {_last_line(error)}", detail=str(error)
-            ) from error
-        results = [torch.from_numpy(r) for r in given]
+        results = [torch.from_numpy(r) for r in self.runtime.run(list(self.outputs), self.feed(inputs))]
         return results[0] if len(results) == 1 else tuple(results)
 
     def feed(self, inputs: tuple[Tensor, ...]) -> dict[str, np.ndarray]:
@@ -161,6 +154,20 @@ class Session:
         if len(inputs) != len(self.inputs):
             raise DataMismatch(f"the model takes {len(self.inputs)} inputs, {len(inputs)} were given.")
         return {name: x.detach().contiguous().numpy() for name, x in zip(self.inputs, inputs, strict=True)}
+
+
+def at_once(qmodel: QuantizedModel, batches: int) -> tuple[int, RuntimeOptions]:
+    """How many of so many batches to compute at a time with torch's number of threads, and a session's options for it.
+
+    Batches side by side do not wait for each other after every op, as threads that share one do. The runtime's dynamic
+    LSTM ranges each thread's share of a batch by itself: there the number of threads is part of the result and stays.
+    """
+    threads = torch.get_num_threads()
+    if any(op_type(point.node) == "lstm" for point in qmodel.placement.dynamic):
+        return 1, RuntimeOptions(threads)
+    parallel = max(min(threads, batches), 1)
+    # Each batch has the thread that asks for it; all of them share those that are left.
+    return parallel, RuntimeOptions(threads - parallel + 1)
 
 
 def _session(proto: onnx.ModelProto, model: Model, integer: bool, options: RuntimeOptions) -> Session:

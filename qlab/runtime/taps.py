@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from qlab.conversion import QuantizedModel
-from qlab.evaluation import SqnrTaps
 from qlab.export.onnx_file import quantized_onnx
 from qlab.quant.fake_quant import dequantize
 from qlab.runtime.session import AS_SIMULATED, RuntimeOptions, open_session
+from qlab.sqnr import SqnrTaps
 
 
 class IntegerTaps(SqnrTaps):
@@ -25,14 +25,13 @@ class IntegerTaps(SqnrTaps):
         self.runtime = open_session(assembled.proto, options.for_model(qmodel))
         self.own = [v.name for v in assembled.proto.graph.output][: -len(assembled.codes) or None]
 
-    def run(self, inputs: tuple[Tensor, ...]) -> tuple[Any, Any]:
-        with torch.no_grad():
-            reference, kept = self.run_float(inputs)
+    def run(self, number: int, inputs: tuple[Tensor, ...]) -> tuple[Any, Any]:
+        reference, kept = self.run_float(inputs)
         feed = {s.name: x.numpy() for s, x in zip(self.qmodel.inputs, inputs, strict=True)}
         names = [*self.own, *(c.name for c in self.codes.values())]
         given = dict(zip(names, self.runtime.run(names, feed), strict=True))
         for tensor, c in self.codes.items():
             codes = torch.from_numpy(given[c.name].astype(np.int32)) - c.shift
-            self.add(tensor, kept[tensor], dequantize(codes, c.qparams))
+            self.add(number, tensor, kept[tensor], dequantize(codes, c.qparams))
         outputs = [torch.from_numpy(given[name]) for name in self.own]
         return (outputs[0] if len(outputs) == 1 else tuple(outputs)), reference
