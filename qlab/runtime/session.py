@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail
 from torch import Tensor
 
 from qlab.errors import DataMismatch, UnsupportedModel
@@ -146,7 +147,14 @@ class Session:
     outputs: tuple[str, ...] = field(default=())
 
     def __call__(self, *inputs: Tensor) -> Any:
-        results = [torch.from_numpy(r) for r in self.runtime.run(list(self.outputs), self.feed(inputs))]
+        feed = self.feed(inputs)
+        try:
+            given = self.runtime.run(list(self.outputs), feed)
+        except Fail as error:  # a fused kernel that does not take what it was given, e.g. a scale for each channel
+            raise UnsupportedModel(
+                f"ONNX Runtime {onnxruntime.__version__} cannot run this graph: {_last_line(error)}", detail=str(error)
+            ) from error
+        results = [torch.from_numpy(r) for r in given]
         return results[0] if len(results) == 1 else tuple(results)
 
     def feed(self, inputs: tuple[Tensor, ...]) -> dict[str, np.ndarray]:
