@@ -74,7 +74,7 @@ def _set_grid(**changes: Any) -> None:
 def draw(model: Model | None) -> None:
     """The choices, how many configs they make, what that takes, and the button that starts it."""
     chosen = plan()
-    with st.container(horizontal=True, gap="large"):
+    with st.container(horizontal=True, gap="medium"):
         _choice("Weight bits", "weight_bits", BITS, str, "Every number of bits here is tried for the weights.")
         _choice("Activation bits", "activation_bits", BITS, str, "Every number of bits here is tried for activations.")
         _choice(
@@ -83,7 +83,10 @@ def draw(model: Model | None) -> None:
         )  # fmt: skip
     with st.expander("More to vary: schemes, weight observers, modes, rules"):
         _more(chosen)
-    with st.container(horizontal=True, gap="large", vertical_alignment="bottom"):
+    with (
+        st.expander(f"How far to go: {_how_far(chosen)}"),
+        st.container(horizontal=True, gap="medium", vertical_alignment="bottom"),
+    ):
         _limits(chosen)
     with errors.box():
         _start(chosen, model)
@@ -128,6 +131,16 @@ def _more(chosen: Plan) -> None:
         store=lambda on: _set(rules=on), key="sweep_rules", disabled=count == 0,
         help="Layers that the current config leaves float, or treats differently, are treated so in every config.",
     )  # fmt: skip
+
+
+def _how_far(chosen: Plan) -> str:
+    """What stands in the folded part, so that it need not be opened to be known."""
+    parts = [f"on {BACKENDS[chosen.backend]}" if chosen.backend == "auto" else "simulated"]
+    parts.append("every config" if chosen.most is None else f"at most {chosen.most} configs")
+    if chosen.minutes is not None:
+        parts.append(f"at most {chosen.minutes:g} minutes")
+    parts.append("what is worse beyond chance on fewer samples" if chosen.eliminate else "all samples")
+    return ", ".join(parts)
 
 
 def _limits(chosen: Plan) -> None:
@@ -203,10 +216,15 @@ def _words(chosen: Plan, sweep: Sweep, model: Model) -> str:
         seconds, by = found
         if chosen.minutes is not None:
             seconds = min(seconds, 60 * chosen.minutes)
-        parts.append(f"about {write('duration', seconds)}{', by ' + by if by else ''}")
+        parts.append(f"about {write('duration', _rounded(seconds))}{', going by ' + by if by else ''}")
     else:
         parts.append("how long it takes is known once the network has been calibrated")
     return " · ".join(parts)
+
+
+def _rounded(seconds: float) -> float:
+    """Two digits: it is an estimate."""
+    return float(f"{seconds:.2g}")
 
 
 def _known(sweep: Sweep, model: Model) -> int:
@@ -240,7 +258,9 @@ def estimate(sweep: Sweep, model: Model, configs: int) -> tuple[float, str] | No
     if seconds is None:
         return None
     share = INTEGER_SHARE if sweep.backend == "auto" else SIMULATED_SHARE
-    return rounds * (share * seconds + 0.3) + (EXPORT_SECONDS if sweep.backend == "auto" else 0.0), "the float network"
+    return rounds * (share * seconds + 0.3) + (
+        EXPORT_SECONDS if sweep.backend == "auto" else 0.0
+    ), "the float network's time"
 
 
 def _places() -> int:

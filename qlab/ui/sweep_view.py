@@ -15,7 +15,7 @@ from qlab.ui import cache, errors, jobs, state, widgets
 if TYPE_CHECKING:
     from qlab.lab.store import Run
 
-TABLE_HEIGHT = 420
+TABLE_HEIGHT = 470
 COMPARED = 12
 EARLIER = 30
 
@@ -66,6 +66,7 @@ def _going(sweep_id: str) -> None:
     jobs.bar(run, key="sweep_progress")
     parts = parts_of(run)
     _best(run, parts, "Best so far")
+    _chart(run, parts)
     _table(run, parts)
 
 
@@ -82,6 +83,7 @@ def _ended(run: Run) -> None:
     with st.container(horizontal=True, vertical_alignment="center"):
         _actions(run, parts, missing)
     _best(run, parts, "Best")
+    _chart(run, parts)
     _said(run, parts)
     _table(run, parts)
 
@@ -188,6 +190,40 @@ def _best(run: Run, parts: Sequence[Run], label: str) -> None:
     )  # fmt: skip
 
 
+def _chart(run: Run, parts: Sequence[Run]) -> None:
+    """Accuracy over size of what is done; a click opens the run."""
+    from qlab.lab.compared import line_of
+    from qlab.plots.pareto import pareto
+    from qlab.plots.run_points import by_agreement, float_point_of, points_of
+
+    lines = [line_of(part) for part in parts if part.status == "done"]
+    if not lines:
+        return
+    agreement = by_agreement(lines)
+    samples = max((line.samples or 0 for line in lines), default=0)
+    made = pareto(
+        points_of(lines, "size"), "size", widgets.dark(), float_point=float_point_of(lines, samples),
+        selected=[run.best] if run.best else [], key="agreement" if agreement else "accuracy",
+    )  # fmt: skip
+    key = f"sweep_pareto_{run.id}"
+    if not run.ended:
+        widgets.chart(made, key=f"{key}_going")
+        return
+    widgets.chart(made, key=key, on_select=lambda: _clicked(key, parts), selection_mode="points")
+    st.caption("Click a point to open that run on the Experiment page.")
+    if st.session_state.pop("sweep_opened", False):
+        st.switch_page("pages/lab/experiment.py")
+
+
+def _clicked(key: str, parts: Sequence[Run]) -> None:
+    for point in st.session_state[key]["selection"]["points"]:
+        found = point.get("customdata")
+        run_id = found[0] if isinstance(found, list) else found
+        if run_id in {part.id for part in parts}:
+            state.set_run(run_id)
+            st.session_state["sweep_opened"] = True
+
+
 def _rank(part: Run) -> tuple[bool, float, float]:
     head = part.headline
     right = head.accuracy if head.accuracy is not None else head.agreement
@@ -195,8 +231,11 @@ def _rank(part: Run) -> tuple[bool, float, float]:
 
 
 def _table(run: Run, parts: Sequence[Run]) -> None:
+    rows = pd.DataFrame([_row(part, part.id == run.best) for part in parts])
+    if run.ended:
+        rows = rows.drop(columns="Progress")
     st.dataframe(
-        pd.DataFrame([_row(part, part.id == run.best) for part in parts]),
+        rows,
         key=f"sweep_table_{run.id}",
         width="stretch",
         height=min(TABLE_HEIGHT, 36 * (len(parts) + 1) + 2),
