@@ -196,11 +196,19 @@ def labels_of(store: Store, run: Run) -> NDArray[np.int64] | None:
 
 
 def evaluation_data(store: Store, run: Run) -> Any:
-    """The samples a run was evaluated on, a Dataset. Raises what reading the data raises."""
+    """The samples a run was evaluated on, a Dataset. Raises what reading the data raises, and DataMismatch when the
+    file is no longer what the run saw."""
     from qlab.lab.sources import open_data
 
     spec = run.spec
-    return open_data(spec["data"], store, spec["calibration_samples"], spec["seed"]).evaluation
+    data = open_data(spec["data"], store, spec["calibration_samples"], spec["seed"])
+    # A path outlives its content: labels of another file would give a verdict that looks as good as any.
+    if data.content_hash != run.data_hash:
+        raise DataMismatch(
+            f"{run.data} has changed since {run.name or run.id} was evaluated on it: put the old file back, or run it "
+            "again on the new one."
+        )
+    return data.evaluation
 
 
 def verdict(comparison: Comparison, than: str) -> str:
@@ -225,11 +233,13 @@ def layers_by_run(results: Sequence[Result]) -> tuple[list[str], NDArray[np.floa
 
     layers: list[str] = []
     for result in results:
-        known = [layer for layer in (row["layer"] for row in result.ledger) if layer in result.quantized.sqnr]
-        for i, layer in enumerate(known):
+        # The ledger names every op, quantized or not: where runs quantize different layers, only it knows the order.
+        order = list(dict.fromkeys(row["layer"] for row in result.ledger))
+        for i, layer in enumerate(order):
             if layer not in layers:
-                # Behind the one it follows in its own run: runs may quantize different layers.
-                layers.insert(layers.index(known[i - 1]) + 1 if i else 0, layer)
+                layers.insert(layers.index(order[i - 1]) + 1 if i else 0, layer)
+    measured = {layer for result in results for layer in result.quantized.sqnr}
+    layers = [layer for layer in layers if layer in measured]
     matrix = np.full((len(layers), len(results)), math.nan)
     for j, result in enumerate(results):
         for i, layer in enumerate(layers):

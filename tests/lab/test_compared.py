@@ -126,3 +126,25 @@ def test_layers_by_run_follow_the_network(home: Store, few, swept) -> None:
             known = result.quantized.sqnr.get(layer)
             assert math.isnan(matrix[i, j]) if known is None else matrix[i, j] == known
     assert layers_by_run([])[1].shape == (0, 0)
+
+
+def test_labels_of_a_file_that_changed_are_not_taken(home: Store, few, tmp_path) -> None:
+    path = tmp_path / "few.npz"
+    few.save(path)
+    runs = qlab.sweep("conv_digits", str(path), ["x86", "int4_weight_only"], store=home)
+    assert paired(home, runs[1], runs[0]).comparison.n == 400
+    arrays = dict(np.load(path))
+    np.savez(path, **arrays | {"y": np.random.default_rng(0).permutation(arrays["y"])})
+    with pytest.raises(DataMismatch, match="has changed since"):
+        paired(home, runs[1], runs[0])
+
+
+def test_layers_that_runs_quantize_apart_stand_in_the_order_of_the_network(home: Store, few, swept) -> None:
+    full = read_result(home, home.get_run(swept[0].id))
+    only = [
+        replace(full, quantized=replace(full.quantized, sqnr={layer: full.quantized.sqnr[layer]}))
+        for layer in full.quantized.sqnr
+    ]
+    order = [row["layer"] for row in full.ledger if row["layer"] in full.quantized.sqnr]
+    assert len(order) > 2
+    assert layers_by_run([*only, full])[0] == layers_by_run([*only[::-1], full])[0] == order
