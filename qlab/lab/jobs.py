@@ -70,13 +70,16 @@ class JobRunner:
 
     def start(self, timeout: float = 0.0) -> bool:
         """Bring the workers up in the background; with a timeout, wait that long. True when they are there."""
+        if not self._have_keeper():
+            raise RunFailed("The job runner is closed.")
+        return self._ready.wait(timeout)
+
+    def _have_keeper(self) -> bool:
         with self._lock:
-            if self._closing:
-                raise RunFailed("The job runner is closed.")
-            if self._keeper is None:
+            if self._keeper is None and not self._closing:
                 self._keeper = threading.Thread(target=self._keep, name="qlab-jobs", daemon=True)
                 self._keeper.start()
-        return self._ready.wait(timeout)
+            return not self._closing
 
     def submit(
         self, kind: str, *, name: str = "", parent: str | None = None, max_attempts: int = 1, **arguments: Any
@@ -98,13 +101,14 @@ class JobRunner:
     def hand_in(self, run_id: str, *, max_attempts: int = 3, needs: Sequence[str] = ()) -> None:
         """Queue a run whose row is written with status queued; one that is here or was cancelled stays as it is.
 
-        needs: hashes of artifacts its worker must have at hand. Raises InvalidConfig if there is no such run or kind.
+        needs: hashes of artifacts its worker must have at hand. When the runner is closing, the run ends like the
+        others. Raises InvalidConfig if there is no such run or kind.
         """
         kind = self.store.get_run(run_id).kind
         if kind not in self._kinds:
             raise InvalidConfig(f"Run {run_id} is of kind {kind!r}: this app has {', '.join(self._kinds)}.")
-        self.start()
-        self._take_in(run_id, self._kinds[kind], max_attempts, tuple(needs))
+        self._have_keeper()
+        self._take_in(run_id, self._kinds[kind], max_attempts, tuple(n.removeprefix("sha256:") for n in needs))
 
     @property
     def places(self) -> int:

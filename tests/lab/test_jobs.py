@@ -224,8 +224,10 @@ def test_closing_ends_a_job_of_this_process(tmp_path: Path) -> None:
     until(lambda: store.count_runs(parent=run.id) == 2)
     runner.close()
     assert runner.closing
+    late = store.create_run(kind="count", spec={"steps": 1}, parent=run.id)
+    runner.hand_in(late)  # by who has not heard of it yet
     ended = [store.get_run(run.id), *store.list_runs(parent=run.id)]
-    assert [(r.status, r.error) for r in ended] == [(FAILED, APP_STOPPED)] * 3
+    assert [(r.status, r.error) for r in ended] == [(FAILED, APP_STOPPED)] * 4
 
 
 def test_nothing_listens_beyond_this_machine(runner: JobRunner) -> None:
