@@ -113,3 +113,29 @@ def test_lists_need_no_torch(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "No runs yet" in done.stdout
+
+
+def test_sweep_prints_a_table_and_goes_on_where_it_was(few_digits: Path, tmp_path: Path) -> None:
+    home, path = tmp_path / "home", tmp_path / "sweep.json"
+    grid = {"weight_bits": [8, 3]}
+    path.write_text(
+        json.dumps(
+            {"version": 1, "model": MODEL, "data": str(few_digits), "configs": ["int8_weight_only"], "grid": grid}
+        )
+    )
+    done = qlab("sweep", path, home=home)
+    assert done.returncode == 0, done.stderr
+    for line in (
+        r"int8_weight_only +done +\d.* simulated +\d",
+        r"W8 A8 +done +\d.*\[.*\] +integer +\d",
+        r"W3 A8 +done ",
+        r"sweep \w+: 3 configs in .*, 0 known before; 192 of 192 samples evaluated",
+    ):
+        assert re.search(line, done.stdout), line
+    again = qlab("sweep", path, "--json", home=home)
+    told = json.loads(again.stdout)
+    assert len(told["runs"]) == 3
+    assert len(told["result"]["reused"]) == 3
+    broken = qlab("sweep", tmp_path / "none.json", home=home)
+    assert broken.returncode == 1
+    assert "cannot be read" in broken.stderr
