@@ -115,6 +115,8 @@ class Courier:
                 message = self._inbox.get()
                 if self._lost.is_set():
                     raise WorkerLost
+                if message["what"] == "stop" and not self._begun:
+                    return  # its task is taken back below
                 if message["what"] == "done":
                     break
                 self._handle(message)

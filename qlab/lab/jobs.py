@@ -348,11 +348,12 @@ class JobRunner:
             return
         now = time.monotonic()
         with self._lock:
-            waiting = [t.run_id for t in self._pending]
-            gone = self.store.ended_of(waiting) if waiting else ()
+            here = [*self._active, *(t.run_id for t in self._pending)]
+            gone = self.store.ended_of(here) if here else set()
             self._pending = deque(t for t in self._pending if t.run_id not in gone)
+        # A run that was given out and has ended all the same was cancelled before its worker took it up.
         asked = [i for i, t in self._active.items() if t.stop_by is None]
-        for run_id in self.store.cancel_requests(asked) if asked else ():
+        for run_id in [*self.store.cancel_requests(asked), *gone.intersection(asked)] if asked else ():
             ticket = self._active[run_id]
             ticket.stop_by = now + PATIENCE
             self._crew.stop(ticket)

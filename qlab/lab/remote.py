@@ -122,11 +122,13 @@ class RemoteCluster:
 
     def free(self) -> int:
         """Counts the workers that have nothing of ours to do, and a thread left beside what others have them do."""
-        self._idle = [a for a, w in self._workers.items() if w.fit and w.courier is None]
-        if self._idle:
-            others = self._ask("processing", workers=self._idle)
-            self._idle = [a for a in self._idle if len(others.get(a, ())) < self._workers[a].threads]
-        return len(self._idle)
+        idle = [a for a, w in self._workers.items() if w.fit and w.courier is None]
+        if idle:
+            others, awake = self._ask("processing", workers=idle), self._ask("ncores_running")
+            # A worker that is short of memory pauses: it finishes what it does and begins nothing.
+            idle = [a for a in idle if a in awake and len(others.get(a, ())) < self._workers[a].threads]
+        self._idle = idle
+        return len(idle)
 
     def give(self, ticket: Ticket) -> None:
         address = self._idle.pop()

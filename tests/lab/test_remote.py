@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from distributed import Client, Worker
 
 from qlab.errors import InvalidConfig
 from qlab.lab import courier
@@ -24,7 +25,7 @@ from qlab.lab.experiment import Experiment
 from qlab.lab.jobs import JobRunner
 from qlab.lab.parcel import Packer, columns_of, references, renamed, samples_here
 from qlab.lab.records import Headline
-from qlab.lab.remote import CONNECTION_LOST
+from qlab.lab.remote import CONNECTION_LOST, RemoteCluster
 from qlab.lab.run import run as run_here
 from qlab.lab.store import CANCELLED, DONE, FAILED, QUEUED, RUNNING, Run, Store
 from qlab.lab.tables import RUNS
@@ -35,6 +36,7 @@ from tests.lab.conftest import MODEL
 from tests.lab.job_tasks import KINDS as TEST_KINDS
 
 LONG = 60.0
+SMALL = "outlier_mlp"
 ROOT = Path(__file__).resolve().parents[2]
 
 # What a worker must not touch: the folder of the app, which on another machine would not be there.
@@ -153,14 +155,14 @@ def running(runner: JobRunner, kind: str, **arguments: object) -> Run:
 def test_a_worker_killed_in_the_middle_changes_nothing(
     cluster: tuple[Machines, str],
     runner: JobRunner,
-    few_digits: Path,
     caplog: pytest.LogCaptureFixture,
     one_thread: None,
 ) -> None:
     store, app = runner.store, cluster[0].app
     assert isinstance(store, CountingStore)
-    model = shutil.copy(SAMPLES / MODEL / "model.pt2", app / "mine.pt2")
-    uploaded = store.add_upload(few_digits, kind="upload")
+    model = shutil.copy(SAMPLES / SMALL / "model.pt2", app / "mine.pt2")
+    data = shutil.copy(SAMPLES / SMALL / "data.npz", app / "mine.npz")
+    uploaded = store.add_upload(data, kind="upload")
     caplog.set_level(logging.DEBUG, "qlab.lab")
 
     prepared = runner.wait(runner.submit("prepare", model=model, data=uploaded.reference, backend="auto"), LONG)
@@ -168,9 +170,8 @@ def test_a_worker_killed_in_the_middle_changes_nothing(
     experiments = [
         Experiment(model, uploaded.reference, "x86"),
         Experiment(model, uploaded.reference, "arm", backend="integer"),
-        Experiment(model, {"path": str(few_digits), "scale": 0.5}, "x86"),
+        Experiment(model, {"path": data, "scale": 0.5}, "x86"),
         Experiment(model, uploaded.reference, "int4_weight_only"),
-        Experiment(model, uploaded.reference, "arm"),
     ]
     rows = [KINDS["experiment"].describe(store, {"experiment": e}).columns for e in experiments]
     ids = store.create_runs(rows, kind="experiment")
@@ -184,7 +185,8 @@ def test_a_worker_killed_in_the_middle_changes_nothing(
             stages[run.id].add(run.stage)
             if killed is None and run.stage:
                 killed = run
-                os.kill(run.worker_pid or 0, signal.SIGKILL)
+                assert run.worker_pid is not None
+                os.kill(run.worker_pid, signal.SIGKILL)
         time.sleep(0.005)
     assert killed is not None
 
@@ -193,19 +195,18 @@ def test_a_worker_killed_in_the_middle_changes_nothing(
     assert {r.id: r.attempts for r in runs if r.attempts != 1} == {killed.id: 2}
     assert store.ends == Counter({prepared.id: 1} | dict.fromkeys(ids, 1))
     assert len({r.worker_pid for r in (*runs, prepared)} | {killed.worker_pid}) >= 2
-    assert all("evaluate quantized" in seen for seen in stages.values()), stages
+    assert all(stages.values()), stages
 
     # Only the run on other data had to calibrate; the exported graph was made once, by `prepare`.
     calibrated = ["calibrate" in r.require_result()["timings"] for r in runs]
-    assert calibrated == [False, False, True, False, False]
+    assert calibrated == [False, False, True, False]
     assert all("export graph" not in r.require_result()["timings"] or i == 1 for i, r in enumerate(runs))
     travelled = Counter(r.args[:2] for r in caplog.records if r.msg.startswith("sending"))  # type: ignore[index]
     assert set(travelled.values()) == {1}
     assert {uploaded.hash, *needs} <= {digest for digest, _ in travelled}
 
     here = Store(app / "other")
-    shutil.copy(uploaded.path, here.home / "artifacts")
-    here.add_upload(few_digits, kind="upload")
+    here.add_upload(data, kind="upload")
     for experiment, run in zip(experiments, runs, strict=True):
         alone = run_here(experiment, store=here)
         assert compared(run) == compared(alone)
@@ -225,7 +226,7 @@ def compared(run: Run) -> dict[str, Any]:
 def test_what_is_shipped_stays_out_of_the_row(runner: JobRunner, cluster: tuple[Machines, str]) -> None:
     run = next(r for r in runner.store.list_runs(kind="experiment") if "scale" in r.spec_json)
     assert run.spec["model"] == str(cluster[0].app / "mine.pt2")
-    assert run.spec["data"]["path"].endswith("few_digits.npz")
+    assert run.spec["data"]["path"].endswith("mine.npz")
 
 
 def test_errors_are_told_apart(runner: JobRunner) -> None:
@@ -284,12 +285,76 @@ def test_a_worker_that_dies(runner: JobRunner) -> None:
     assert runner.wait(again, LONG).result == {"attempts": 2}
 
 
+# ---- other people's tasks --------------------------------------------------------------------------------------------
+
+
+def wait_for(file: Path) -> None:
+    while not file.exists():
+        time.sleep(0.05)
+
+
+@contextmanager
+def occupied(address: str, file: Path) -> Iterator[list[str]]:
+    """Somebody else has every worker do something."""
+    with Client(address, set_as_default=False) as client:
+        workers = list(client.nthreads())
+        others = [client.submit(wait_for, file, workers=[w], pure=False) for w in workers]
+        until(lambda: sum(map(len, client.processing().values())) == len(workers))
+        yield workers
+        file.touch()
+        client.gather(others)
+
+
+def test_tasks_of_others_are_waited_for(runner: JobRunner, cluster: tuple[Machines, str], tmp_path: Path) -> None:
+    until(lambda: runner.places == 2)
+    with occupied(cluster[1], tmp_path / "go"):
+        run_id = runner.submit("count", steps=1)
+        time.sleep(1.0)
+        assert runner.ahead(run_id) == 0  # it waits here, where it can still go to any worker
+    assert runner.wait(run_id, LONG).status == DONE
+
+
+def test_a_run_that_was_given_out_and_is_not_begun_is_cancelled(
+    runner: JobRunner, cluster: tuple[Machines, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    until(lambda: runner.places == 2)
+    crew = runner._crew
+    assert isinstance(crew, RemoteCluster)
+    with occupied(cluster[1], tmp_path / "go"):
+        # As if the others had come between the look and the giving.
+        ask = crew._ask
+        monkeypatch.setattr(crew, "_ask", lambda what, **more: {} if what == "processing" else ask(what, **more))
+        run_id = runner.submit("count", steps=1)
+        until(lambda: run_id in runner._active)
+        time.sleep(0.5)
+        assert runner.cancel(run_id).status == CANCELLED
+        until(lambda: run_id not in runner._active, 5)
+        monkeypatch.undo()
+    assert runner.store.get_run(run_id).attempts == 0
+    assert runner.wait(runner.submit("count", steps=1), LONG).status == DONE
+
+
+def test_a_worker_that_pauses_is_given_nothing(runner: JobRunner, cluster: tuple[Machines, str]) -> None:
+    def short_from(share: float, dask_worker: Worker) -> None:
+        dask_worker.memory_manager.memory_pause_fraction = share  # type: ignore[union-attr]
+
+    until(lambda: runner.places == 2)
+    with Client(cluster[1], set_as_default=False) as client:
+        client.run(short_from, 0.0001)
+        until(lambda: not client.sync(client.scheduler.ncores_running))
+        run_id = runner.submit("count", steps=1)
+        time.sleep(0.7)
+        assert runner.ahead(run_id) == 0
+        client.run(short_from, 0.8)
+    assert runner.wait(run_id, LONG).status == DONE
+
+
 # ---- large files -----------------------------------------------------------------------------------------------------
 
 
 def test_a_large_file_holds_up_no_other_run(runner: JobRunner) -> None:
     until(lambda: runner.places == 2)
-    large = runner.store.add_bytes(os.urandom(100 << 20), kind="upload")
+    large = runner.store.add_bytes(os.urandom(64 << 20), kind="upload")
     run_id = runner.store.create_run(kind="count", spec={"steps": 1})
     begun = time.monotonic()
     runner.hand_in(run_id, needs=[large.hash])
@@ -302,7 +367,7 @@ def test_a_large_file_holds_up_no_other_run(runner: JobRunner) -> None:
         now = runner.store.get_run(run_id)
         seen |= {now.done} if now.stage == courier.SENDING else set()
     took = time.monotonic() - begun
-    print(f"100 MB took {took:.2f} s; {others} other runs meanwhile, {longest:.2f} s the longest")
+    print(f"64 MB took {took:.2f} s; {others} other runs meanwhile, {longest:.2f} s the longest")
     assert runner.store.get_run(run_id).status == DONE
     assert len(seen) > 1
     assert others > 1
