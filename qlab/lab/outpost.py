@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 LOG = logging.getLogger("qlab.lab")
 
 BEGIN, PROGRESS, ARTIFACT, DERIVED = "begin", "progress", "artifact", "derived"  # what is said to the app
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 LOOK_EVERY = 0.2
 ROOM = 8 << 30  # bytes of files that a worker keeps for later runs; those unused for longest go first
 TOLD = ("name", "model", "data", "config", "model_hash", "data_hash", "content_key", "rival")
@@ -54,7 +55,8 @@ def greet(dask_worker: Worker) -> Greeting:
         if "torch" in sys.modules:
             sys.modules["torch"].set_num_threads(dask_worker.state.nthreads)
         else:
-            os.environ["OMP_NUM_THREADS"] = str(dask_worker.state.nthreads)  # read when it is loaded
+            # Read when it is loaded; a nanny sets each of them to 1.
+            os.environ |= dict.fromkeys(THREADS, str(dask_worker.state.nthreads))
             threading.Thread(target=importlib.import_module, args=("torch",), name="load-torch", daemon=True).start()
     return Greeting((qlab.__version__, SCHEMA_VERSION), samples_here())
 

@@ -443,8 +443,10 @@ def test_a_cluster_that_goes(tmp_path_factory: pytest.TempPathFactory) -> None:
             assert run.status == FAILED
             assert "cannot import qlab" in (run.error or "")
             unfit.kill()
-            made.worker("fit", address, "--no-nanny")
+            made.worker("fit", address, "--nthreads", "2")
             until(lambda: runner.wait(runner.submit("count", steps=1), LONG).status == DONE)
+            assert runner.places == 1  # a job has the threads of its worker to itself
+            assert runner.wait(runner.submit("settings"), LONG).require_result()["threads"] == 2
             run = running(runner, "count", steps=100_000)
             made.processes[0].kill()
             run = runner.wait(run.id, LONG)
