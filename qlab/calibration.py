@@ -10,15 +10,19 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from qlab.config import QuantSpec
 from qlab.data import Dataset
 from qlab.errors import BadUpload, DataMismatch, NonFinite, NotObserved
 from qlab.graph.capture import Model
 from qlab.graph.lower import copy_graph
 from qlab.graph.ops import SAME_VALUES, channel_axis, is_float, op_type, packet_name
 from qlab.memory import keep_freed_memory
+from qlab.quant.memo import Memo
+from qlab.quant.qparams import QParams, choose_qparams
 from qlab.quant.stats import SAMPLES_PER_BATCH, StatsCollector, TensorStats
 
 Progress = Callable[[str, int, int], None]
+KNOWN_BYTES = 16 << 20  # of scales and zero points that a calibration keeps
 
 
 class Calibration(Mapping[str, TensorStats]):
@@ -32,6 +36,15 @@ class Calibration(Mapping[str, TensorStats]):
         self.aliases = dict(aliases)
         self.model_hash = model_hash
         self.samples = samples
+        self._chosen: Memo[QParams] = Memo(KNOWN_BYTES, lambda qparams: qparams.nbytes)
+
+    def qparams(self, name: str, spec: QuantSpec) -> QParams:
+        """choose_qparams of this tensor, chosen once for each spec: configs of a sweep share most of theirs.
+
+        The result is shared: do not write to it. Raises as choose_qparams.
+        """
+        source = self.aliases.get(name, name)
+        return self._chosen.get((source, spec), lambda: choose_qparams(self[source], spec))
 
     def __getitem__(self, name: str) -> TensorStats:
         source = self.aliases.get(name, name)

@@ -13,9 +13,9 @@ from torch import Tensor, fx, nn
 from qlab.calibration import Calibration
 from qlab.config import QConfigMapping
 from qlab.errors import DataMismatch, InvalidConfig, NonFinite, NotObserved
-from qlab.graph.capture import Model
+from qlab.graph.capture import ConstantGrid, Model
 from qlab.graph.integer_sums import BiasCodes, InputCodes, ProductScale, WeightCodes, sums_are_integer
-from qlab.graph.lower import attribute, copy_graph
+from qlab.graph.lower import attribute
 from qlab.graph.ops import op_type, packet_name
 from qlab.graph.placement import ActivationPoint, LedgerRow, Placement, WeightPoint, place
 from qlab.graph.recurrent import DynamicFakeQuantize, DynamicRecurrent
@@ -213,30 +213,37 @@ class _FromCalibration:
         weight = attribute(self.model.graph_module, point.constant)
         assert weight is not None
         weight = weight.detach().float()
-        if not bool(torch.isfinite(weight).all()):
-            raise NonFinite(f"weight {point.tensor!r} holds NaN or Inf: the model is broken before quantization.")
-        qparams = choose_qparams(weight, point.spec, axis=point.axis)
-        dead = int((weight.transpose(0, point.axis).reshape(weight.shape[point.axis], -1) == 0).all(1).sum())
-        if dead:
+
+        def choose() -> ConstantGrid:
+            if not bool(torch.isfinite(weight).all()):
+                raise NonFinite(f"weight {point.tensor!r} holds NaN or Inf: the model is broken before quantization.")
+            empty = int((weight.transpose(0, point.axis).reshape(weight.shape[point.axis], -1) == 0).all(1).sum())
+            return ConstantGrid(choose_qparams(weight, point.spec, axis=point.axis), empty)
+
+        grid = self.model.chosen.get((point.constant.target, point.spec, point.axis), choose)
+        if grid.empty:
             self.notes.setdefault(point.layer, []).append(
-                f"{dead} of {weight.shape[point.axis]} channels of {point.tensor} are all zero: "
+                f"{grid.empty} of {weight.shape[point.axis]} channels of {point.tensor} are all zero: "
                 "their scale is the smallest allowed"
             )
-        return QuantizedTensor.from_float(weight, qparams)
+        return QuantizedTensor.from_float(weight, grid.qparams)
 
     def activation(self, target: str, point: ActivationPoint) -> QParams:
         if point.kind == "fixed":
             return fixed_qparams(op_type(point.node), point.spec)
         if point.kind == "constant":
-            value = attribute(self.model.graph_module, point.node)
+            value, axis = attribute(self.model.graph_module, point.node), point.axis or 0
             assert value is not None
-            return choose_qparams(value.detach().float(), point.spec, axis=point.axis or 0)
+            floats, key = value.detach().float(), (point.node.target, point.spec, axis, "as an input")
+            return self.model.chosen.get(
+                key, lambda: ConstantGrid(choose_qparams(floats, point.spec, axis=axis), 0)
+            ).qparams
         if self.calib is None:
             raise NotObserved(
                 f"tensor {point.tensor!r} needs a static range and was never observed: calibrate the model first."
             )
         stats = self.calib[point.tensor]
-        qparams = choose_qparams(stats, point.spec)
+        qparams = self.calib.qparams(point.tensor, point.spec)
         if stats.minimum == stats.maximum == 0:
             self.notes.setdefault(point.tensor, []).append(
                 "every value seen in calibration is zero: the scale is the smallest allowed"
@@ -249,7 +256,14 @@ class _FromCalibration:
 class _Converter:
     def __init__(self, model: Model, mapping: QConfigMapping, placement: Placement, grids: GridSource):
         self.model, self.mapping, self.placement, self.grids = model, mapping, placement, grids
-        self.gm, self.copy_of = copy_graph(model.graph_module)
+        source = model.graph_module.graph
+        # Without a module, which would be written out as code once more for nothing; `run` makes it at the end.
+        self.graph = fx.Graph()
+        self.graph.output(self.graph.graph_copy(source, {}))
+        self.copy_of: dict[fx.Node, fx.Node] = dict(zip(source.nodes, self.graph.nodes, strict=True))
+        self.parts: dict[str, Any] = {
+            str(n.target): getattr(model.graph_module, str(n.target)) for n in source.nodes if n.op == "get_attr"
+        }
         self.at_source: dict[str, fx.Node] = {}
         self.points: dict[str, ActivationPoint] = {}
 
@@ -258,15 +272,17 @@ class _Converter:
         activations = self._activations()
         self._products(weights, activations)
         self._dynamic()
-        self.gm.graph.eliminate_dead_code()
-        _drop_unused(self.gm)
-        self.gm.graph.lint()
-        self.gm.recompile()
+        self.graph.eliminate_dead_code(_has_effect)
+        gm = fx.GraphModule(self.parts, self.graph, f"{self.model.graph_module.__class__.__name__}Copy")
+        gm.training = self.model.graph_module.training
+        for target, part in self.parts.items():  # a weight that is read by its codes alone has no node of its own
+            if isinstance(part, nn.Module) and target not in gm._modules:
+                gm.add_submodule(target, part)
         ledger = [replace(r, notes=(*r.notes, *self.grids.notes.get(r.layer, ()))) for r in self.placement.ledger]
         ends = set(self.placement.outputs.values())
         output_nodes = {t: self.at_source.get(t, self.copy_of[self.model.node(t)]) for t in ends}
         return QuantizedModel(
-            self.model, self.mapping, self.gm, self.placement, weights, activations, ledger, output_nodes, self.points,
+            self.model, self.mapping, gm, self.placement, weights, activations, ledger, output_nodes, self.points,
             infinite, float_hash,
         )  # fmt: skip
 
@@ -278,13 +294,13 @@ class _Converter:
             if key not in shared:
                 target = self._free_target("wq", point.tensor)
                 shared[key] = target, self.grids.weight(target, point)
-                self.gm.add_submodule(target, shared[key][1])
+                self.parts[target] = shared[key][1]
             target, tensor = shared[key]
             out[point.layer] = tensor
             node = self.copy_of[point.node]
             old = self.copy_of[point.constant]
-            with self.gm.graph.inserting_before(node):
-                new = self.gm.graph.call_module(target)
+            with self.graph.inserting_before(node):
+                new = self.graph.call_module(target)
             new.meta = dict(old.meta)
             node.replace_input_with(old, new)
         return out
@@ -296,11 +312,11 @@ class _Converter:
             fuse_relu = self._is_private_relu(node, point)
             target = self._free_target("aq", point.tensor)
             module = FakeQuantize(self.grids.activation(target, point), after_relu=fuse_relu)
-            self.gm.add_submodule(target, module)
+            self.parts[target] = module
             source: fx.Node = node.args[0] if fuse_relu else node  # type: ignore[assignment]
             readers = list(node.users) if point.consumers is None else [self.copy_of[c] for c in point.consumers]
-            with self.gm.graph.inserting_after(node):
-                new = self.gm.graph.call_module(target, (source,))
+            with self.graph.inserting_after(node):
+                new = self.graph.call_module(target, (source,))
             new.meta = dict(node.meta)
             for reader in readers:
                 reader.replace_input_with(node, new)
@@ -329,7 +345,7 @@ class _Converter:
             grid, weight, node = activations[key], weights[point.weight], self.copy_of[point.node]
             channels = -1 if op_type(point.node) == "linear" else 1
             scale = ProductScale(grid, weight, channels, self._next_grid(node))
-            with self.gm.graph.inserting_before(node):
+            with self.graph.inserting_before(node):
                 x = self._call("xc", point.weight, InputCodes(grid), node.args[0])
                 w = self._call("wc", point.weight, WeightCodes(weight))
                 b = (
@@ -337,7 +353,7 @@ class _Converter:
                     if point.bias
                     else None
                 )
-            with self.gm.graph.inserting_after(node):
+            with self.graph.inserting_after(node):
                 y = self._call("ps", point.weight, scale)
             y.meta = dict(node.meta)
             node.replace_all_uses_with(y)
@@ -354,14 +370,14 @@ class _Converter:
                 return None
             (node,) = readers
             if node.op == "call_module":
-                found = self.gm.get_submodule(str(node.target))
+                found = self.parts[str(node.target)]
                 return found if isinstance(found, FakeQuantize) and not found.scale.ndim else None
             if node.op != "call_function" or packet_name(node) not in ("relu", "relu6", "clamp", "hardtanh"):
                 return None
         return None
 
     def _call(self, prefix: str, name: str, module: nn.Module, *args: Any) -> fx.Node:
-        return self.gm.graph.call_module(self._add_module(prefix, name, module), args)
+        return self.graph.call_module(self._add_module(prefix, name, module), args)
 
     def _dynamic(self) -> None:
         for point in self.placement.dynamic:
@@ -369,34 +385,32 @@ class _Converter:
             kind = op_type(point.node)
             if kind in ("lstm", "gru"):
                 target = self._add_module("dq", point.layer, DynamicRecurrent(kind, point.spec))
-                with self.gm.graph.inserting_before(node):
-                    new = self.gm.graph.call_module(target, node.args)
+                with self.graph.inserting_before(node):
+                    new = self.graph.call_module(target, node.args)
                 new.meta = dict(node.meta)
                 node.replace_all_uses_with(new)
-                self.gm.graph.erase_node(node)
+                self.graph.erase_node(node)
                 continue
             source: fx.Node = node.args[0]  # type: ignore[assignment]
             target = self._add_module("dq", point.layer, DynamicFakeQuantize(point.spec))
-            with self.gm.graph.inserting_before(node):
-                new = self.gm.graph.call_module(target, (source,))
+            with self.graph.inserting_before(node):
+                new = self.graph.call_module(target, (source,))
             new.meta = dict(source.meta)
             node.args = (new, *node.args[1:])
 
     def _add_module(self, prefix: str, name: str, module: nn.Module) -> str:
         target = self._free_target(prefix, name)
-        self.gm.add_submodule(target, module)
+        self.parts[target] = module
         return target
 
     def _free_target(self, prefix: str, name: str) -> str:
         stem = f"{prefix}_" + "".join(c if c.isalnum() else "_" for c in name)
         target, i = stem, 1
-        while hasattr(self.gm, target):
+        while target in self.parts:
             target, i = f"{stem}_{i}", i + 1
         return target
 
 
-def _drop_unused(gm: fx.GraphModule) -> None:
-    used = {str(n.target) for n in gm.graph.nodes if n.op == "get_attr"}
-    for store in (gm._parameters, gm._buffers):
-        for name in [n for n in store if n not in used]:
-            del store[name]
+def _has_effect(node: fx.Node) -> bool:
+    """Whether a node stays without a reader: what is called as a module here computes its result and does no more."""
+    return node.op != "call_module" and node.is_impure()

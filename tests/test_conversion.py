@@ -293,3 +293,88 @@ def test_the_same_spec_gives_the_same_result_bit_for_bit(residual):
     mapping = qlab.presets["x86"]
     a, b = qlab.convert(model, mapping, calib), qlab.convert(copy.copy(model), mapping, again)
     assert torch.equal(a(*x), b(*x))
+
+
+class Added(nn.Module):
+    """A weight, a constant that is an input, and an activation for each kind of grid."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(8, 8)
+        self.register_buffer("shift", torch.linspace(-1, 1, 8))
+
+    def forward(self, x):
+        return torch.relu(self.fc(x)) + self.shift
+
+
+def grids_and_codes(qmodel):
+    """What convert makes; the constants that stay float are those of the float model."""
+    return {k: v for k, v in qmodel.state_dict().items() if k.split(".")[-1] in ("codes", "scale", "zero_point")}
+
+
+def test_writing_to_one_quantized_model_reaches_no_other_and_no_later_one():
+    torch.manual_seed(0)
+    model = qlab.load_model(Added().eval(), torch.randn(2, 8))
+    x = torch.randn(64, 8)
+    calib = qlab.calibrate(model, qlab.load_dataset(x.numpy()))
+    for spec in (W8, QuantSpec(bits=4, qscheme="per_group_affine", group_size=4), QuantSpec(observer="mse")):
+        mapping = QConfigMapping(default=QConfig(weight=spec, activation=A8))
+        other = qlab.convert(model, mapping, calib)
+        before = {k: v.clone() for k, v in grids_and_codes(other).items()}
+        assert len(before) == 3 + 2 * len(other.activations)
+        written = qlab.convert(model, mapping, calib)
+        assert any("shift" in key for key in written.activations)
+        for tensor in grids_and_codes(written).values():
+            tensor.add_(1)
+        for qmodel in (other, qlab.convert(model, mapping, calib)):
+            after = grids_and_codes(qmodel)
+            assert after.keys() == before.keys()
+            assert all(torch.equal(v, before[k]) for k, v in after.items())
+        assert not torch.equal(written(x), other(x))
+
+
+def test_grids_are_chosen_once_for_each_tensor_and_spec(small, monkeypatch):
+    _, model, calib, x = small
+    chosen = []
+
+    def choose(what, spec, axis=0):
+        chosen.append((getattr(what, "name", None) or tuple(what.shape), spec))
+        return qlab.choose_qparams(what, spec, axis)
+
+    monkeypatch.setattr(qlab.conversion, "choose_qparams", choose)
+    monkeypatch.setattr(qlab.calibration, "choose_qparams", choose)
+
+    def convert(weight, activation):
+        chosen.clear()
+        return qlab.convert(model, QConfigMapping(default=QConfig(weight=weight, activation=activation)), calib)
+
+    percentile = [A8.replace(observer="percentile", observer_args={"percentile": p}) for p in (99.0, 98.0)]
+    weight = W8.replace(bits=5, observer="mse")
+    first = convert(weight, percentile[0])
+    assert len(chosen) == len(first.weights) + len(first.activations)
+    again = convert(weight, percentile[0])
+    assert chosen == []
+    assert torch.equal(again(x), first(x))
+    other = convert(weight, percentile[1])  # equal but for the observer's settings, which the hash leaves out
+    assert len(chosen) == len(other.activations)
+    assert not torch.equal(other.activations["relu"].scale, first.activations["relu"].scale)
+    convert(weight.replace(bits=6), percentile[0])
+    assert sorted(c[0] for c in chosen) == sorted(tuple(w.shape) for w in first.weights.values())
+
+
+def test_known_grids_are_those_of_a_first_conversion(residual):
+    model, data, calib = residual
+    (_, x, _), *_ = data.evaluation.subset(range(16)).batches(16)
+    for preset in qlab.presets:
+        known = qlab.convert(model, qlab.presets[preset], calib)
+        known = qlab.convert(model, qlab.presets[preset], calib)
+        fresh = qlab.convert(qlab.load_model("residual_digits"), qlab.presets[preset], copy_of(calib))
+        assert known.state_dict().keys() == fresh.state_dict().keys()
+        assert all(torch.equal(v, known.state_dict()[k]) for k, v in fresh.state_dict().items()), preset
+        assert torch.equal(known(*x), fresh(*x)), preset
+        assert known.ledger == fresh.ledger, preset
+
+
+def copy_of(calib):
+    """With nothing chosen yet."""
+    return qlab.Calibration(dict(calib._stats), calib.aliases, calib.model_hash, calib.samples)

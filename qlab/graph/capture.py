@@ -20,7 +20,11 @@ from qlab.errors import DataMismatch, QLabError, UnsupportedModel
 from qlab.graph.archive import InputSpec, read_program
 from qlab.graph.lower import attribute, lower
 from qlab.graph.ops import op_type, packet_name, weight_argument
+from qlab.quant.memo import Memo
+from qlab.quant.qparams import QParams
 from qlab.samples import sample_folder
+
+KNOWN_BYTES = 32 << 20  # of scales and zero points that a model keeps
 
 
 @dataclass(frozen=True)
@@ -35,10 +39,19 @@ class Layer:
     output_shape: tuple[int, ...] | None
 
 
+@dataclass(frozen=True)
+class ConstantGrid:
+    """The grid of a constant. empty: how many of its channels are all zero."""
+
+    qparams: QParams
+    empty: int
+
+
 class Model:
     """A float network: an FX graph of ATen ops, lowered, with names for its tensors.
 
     Calling it runs the float graph. It is shared and cached: copy before changing anything (`convert` does).
+    chosen: the grids that `convert` has chosen for its constants, by constant, spec and axis.
     """
 
     def __init__(self, graph_module: fx.GraphModule, inputs: tuple[InputSpec, ...], name: str, folded: list[str]):
@@ -47,6 +60,7 @@ class Model:
         self.name = name
         self.folded = folded
         self.names = _name_nodes(graph_module)
+        self.chosen: Memo[ConstantGrid] = Memo(KNOWN_BYTES, lambda grid: grid.qparams.nbytes)
         self._node_of = {name: node for node, name in self.names.items()}
 
     def __call__(self, *inputs: Tensor) -> Any:

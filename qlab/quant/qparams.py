@@ -47,6 +47,11 @@ class QParams:
         return (self.quant_max - self.zero_point) * self.scale
 
     @property
+    def nbytes(self) -> int:
+        """Memory held, with what Python adds to two tensors."""
+        return self.scale.nbytes + self.zero_point.nbytes + 1024
+
+    @property
     def at_floor(self) -> torch.Tensor:
         """Where the scale is the smallest allowed one (float32 eps), the range being zero or nearly so. Bool."""
         return self.scale <= float(EPS)
