@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from qlab.errors import InvalidConfig, QLabError, RunFailed
-from qlab.lab import outpost
+from qlab.lab import line, outpost
 from qlab.lab.crew import Ended, Ticket
 from qlab.lab.parcel import Answer, Blob, Call, Packer, Parcel, columns_of
 from qlab.lab.process import Process
@@ -145,16 +145,16 @@ class Courier:
     def _handle(self, message: dict[str, Any]) -> None:
         what, store, run_id = message["what"], self._desk.store, self._ticket.run_id
         if what == "stop":
-            self._say(outpost.stop)
-        elif what == outpost.PROGRESS:
+            self._say(line.stop)
+        elif what == line.PROGRESS:
             m = message
             if not store.report(run_id, Progress(m["stage"], m["done"], m["total"], m["share"], m["left"])):
-                self._say(outpost.stop)
-        elif what == outpost.BEGIN:
+                self._say(line.stop)
+        elif what == line.BEGIN:
             self._begin(message["ask"], Process(**message["process"]))
-        elif what == outpost.ARTIFACT:
+        elif what == line.ARTIFACT:
             self._answer(message["ask"], _find(store, message["hash"]))
-        elif what == outpost.DERIVED:
+        elif what == line.DERIVED:
             found = store.find_derived(message["kind"], message["key"])
             if found is not None:
                 self._desk.confirmed.add((message["kind"], message["key"]))
@@ -183,12 +183,12 @@ class Courier:
             if store.start(run.id, process):
                 self._begun = True
                 parcel = replace(packed, row=columns_of(store.get_run(run.id)))
-        self._say(outpost.reply, ask, parcel, True)
+        self._say(line.reply, ask, parcel, True)
 
     def _answer(self, ask: int, artifact: Artifact | None) -> None:
         """Tell the worker what was found, and send the bytes if it has not got them."""
         blob = None if artifact is None else Blob.of(artifact)
-        if self._say(outpost.reply, ask, blob, False):
+        if self._say(line.reply, ask, blob, False):
             return
         assert artifact is not None
         LOG.debug("sending sha256:%s to %s for run %s", artifact.hash, self._address, self._ticket.run_id)
@@ -197,11 +197,11 @@ class Courier:
                 if self._lost.is_set():
                     raise WorkerLost
                 if self._stopping.is_set() or not self._show(offset, artifact.bytes):
-                    self._say(outpost.stop)
+                    self._say(line.stop)
                     return
-                if not self._say(outpost.receive, ask, offset, stream.read(CHUNK)):
+                if not self._say(line.receive, ask, offset, stream.read(CHUNK)):
                     return  # the run has ended there
-        self._say(outpost.reply, ask, blob, True)
+        self._say(line.reply, ask, blob, True)
 
     def _show(self, sent: int, size: int) -> bool:
         """Say how much of a large file is sent. False: the run was cancelled."""

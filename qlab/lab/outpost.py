@@ -7,7 +7,6 @@ derived, it asks the app for, keeps for later runs of this process, and tells at
 from __future__ import annotations
 
 import importlib
-import itertools
 import json
 import logging
 import os
@@ -21,31 +20,28 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import qlab
 from qlab.errors import Cancelled, InvalidConfig, QLabError, RunFailed
+from qlab.lab.line import ARTIFACT, BEGIN, DERIVED, LINES, PROGRESS, Line
 from qlab.lab.parcel import Answer, Blob, Call, Greeting, Parcel, renamed, samples_here
 from qlab.lab.process import this_process
 from qlab.lab.progress import Progress
 from qlab.lab.store import DONE, Artifact, Headline, Store
 from qlab.lab.tables import DOCUMENTS, RUNS, SCHEMA_VERSION
 from qlab.lab.tasks import find_task
-from qlab.lab.work import STOPPED, Work, carry_out
+from qlab.lab.work import Work, carry_out
 
 if TYPE_CHECKING:
     from distributed import Worker
 
 LOG = logging.getLogger("qlab.lab")
 
-BEGIN, PROGRESS, ARTIFACT, DERIVED = "begin", "progress", "artifact", "derived"  # what is said to the app
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-LOOK_EVERY = 0.2
 ROOM = 8 << 30  # bytes of files that a worker keeps for later runs; those unused for longest go first
 TOLD = ("name", "model", "data", "config", "model_hash", "data_hash", "content_key", "rival")
 
-_LINES: dict[str, Line] = {}  # of the runs going on in this process, by the id of their call
 _SETTLED = threading.Event()
-_ID = itertools.count()
 
 
-# ---- called by the app, in the event loop of the worker: each returns at once ----------------------------------------
+# ---- called by the app, in the event loop of the worker --------------------------------------------------------------
 
 
 def greet(dask_worker: Worker) -> Greeting:
@@ -59,24 +55,6 @@ def greet(dask_worker: Worker) -> Greeting:
             os.environ |= dict.fromkeys(THREADS, str(dask_worker.state.nthreads))
             threading.Thread(target=importlib.import_module, args=("torch",), name="load-torch", daemon=True).start()
     return Greeting((qlab.__version__, SCHEMA_VERSION), samples_here())
-
-
-def reply(call: str, ask: int, found: Parcel | Blob | None, complete: bool) -> bool:
-    """The answer to a question of a run. False: the bytes of this blob are wanted first, and the reply once more."""
-    line = _LINES.get(call)
-    return True if line is None else line.take_reply(ask, found, complete)
-
-
-def receive(call: str, ask: int, offset: int, data: bytes) -> bool:
-    """A piece of the file a run asked for. False: it is not wanted any more."""
-    line = _LINES.get(call)
-    return line is not None and line.take_piece(ask, offset, data)
-
-
-def stop(call: str) -> None:
-    line = _LINES.get(call)
-    if line is not None:
-        line.stopped.set()
 
 
 def give(digest: str, offset: int, size: int, dask_worker: Worker) -> bytes:
@@ -94,8 +72,8 @@ def execute(call: Call) -> Answer | None:
     from distributed import get_worker
 
     worker = get_worker()
-    line = Line(worker, call)
-    _LINES[call.id] = line
+    line = Line(worker, call, _home(worker))
+    LINES[call.id] = line
     try:
         parcel, _ = line.ask(BEGIN, process=asdict(this_process()))
         if not isinstance(parcel, Parcel):
@@ -108,7 +86,7 @@ def execute(call: Call) -> Answer | None:
     except Cancelled:  # while it waited for the parcel
         return None
     finally:
-        del _LINES[call.id]
+        del LINES[call.id]
 
 
 def _carry_out(store: Outpost, parcel: Parcel, run_id: str) -> Answer:
@@ -133,77 +111,6 @@ def _carry_out(store: Outpost, parcel: Parcel, run_id: str) -> Answer:
 def _home(worker: Worker) -> Path:
     """Within the folder that the worker removes when it goes."""
     return Path(worker.local_directory) / f"qlab-{os.getpid()}"
-
-
-# ---- the line to the app ---------------------------------------------------------------------------------------------
-
-
-class _Question:
-    def __init__(self) -> None:
-        self.answered = threading.Event()
-        self.found: Parcel | Blob | None = None
-        self.part: Path | None = None  # where the pieces of the file go
-
-
-class Line:
-    """From a run to whoever called it: progress and questions go as events, answers come as calls in the event loop."""
-
-    def __init__(self, worker: Worker, call: Call) -> None:
-        self.stopped = threading.Event()
-        self._worker = worker
-        self._call = call
-        self._key = worker.get_current_task()
-        self._home = _home(worker)
-        self._questions: dict[int, _Question] = {}
-
-    @property
-    def wanted(self) -> bool:
-        """Whether somebody still waits for the outcome. Raises nothing, asks nobody."""
-        if self.stopped.is_set():
-            return False
-        # An app that is gone cannot say so; the scheduler then takes the task back, which shows here alone.
-        task = self._worker.state.tasks.get(self._key)
-        return task is not None and task.state in ("executing", "long-running")
-
-    def say(self, what: str, **content: Any) -> None:
-        self._worker.log_event(self._call.topic, {"call": self._call.id, "what": what, **content})
-
-    def ask(self, what: str, **content: Any) -> tuple[Parcel | Blob | None, Path | None]:
-        """The app's answer, and for a Blob that was not here the file its bytes arrived in. Raises Cancelled."""
-        number, question = next(_ID), _Question()
-        self._questions[number] = question
-        try:
-            self.say(what, ask=number, **content)
-            while not question.answered.wait(LOOK_EVERY):
-                if not self.wanted:
-                    raise Cancelled(STOPPED)
-        except BaseException:
-            if question.part is not None:
-                question.part.unlink(missing_ok=True)
-            raise
-        finally:
-            del self._questions[number]
-        return question.found, question.part
-
-    def take_reply(self, ask: int, found: Parcel | Blob | None, complete: bool) -> bool:
-        question = self._questions.get(ask)
-        if question is None:
-            return True
-        if isinstance(found, Blob) and not complete and not (self._home / "artifacts" / found.hash).exists():
-            return False
-        question.found = found
-        question.answered.set()
-        return True
-
-    def take_piece(self, ask: int, offset: int, data: bytes) -> bool:
-        question = self._questions.get(ask)
-        if question is None:
-            return False
-        if question.part is None:
-            question.part = self._home / "incoming" / f"{self._call.id}-{ask}"
-        with question.part.open("ab" if offset else "wb") as stream:
-            stream.write(data)
-        return True
 
 
 # ---- the store -------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from distributed import Client, Worker
@@ -23,9 +23,10 @@ from qlab.lab import courier
 from qlab.lab.crew import KILLED
 from qlab.lab.experiment import Experiment
 from qlab.lab.jobs import JobRunner
+from qlab.lab.outpost import Outpost
 from qlab.lab.parcel import Packer, columns_of, references, renamed, samples_here
 from qlab.lab.records import Headline
-from qlab.lab.remote import CONNECTION_LOST, RemoteCluster
+from qlab.lab.remote import CONNECTION_LOST, OVER_MEMORY, RemoteCluster
 from qlab.lab.run import run as run_here
 from qlab.lab.store import CANCELLED, DONE, FAILED, QUEUED, RUNNING, Run, Store
 from qlab.lab.tables import RUNS
@@ -443,10 +444,12 @@ def test_a_cluster_that_goes(tmp_path_factory: pytest.TempPathFactory) -> None:
             assert run.status == FAILED
             assert "cannot import qlab" in (run.error or "")
             unfit.kill()
-            made.worker("fit", address, "--nthreads", "2")
+            made.worker("fit", address, "--nthreads", "2", "--memory-limit", "900MiB")
             until(lambda: runner.wait(runner.submit("count", steps=1), LONG).status == DONE)
             assert runner.places == 1  # a job has the threads of its worker to itself
             assert runner.wait(runner.submit("settings"), LONG).require_result()["threads"] == 2
+            gorged = runner.wait(runner.submit("gorge"), LONG)
+            assert (gorged.status, gorged.error) == (FAILED, OVER_MEMORY)
             run = running(runner, "count", steps=100_000)
             made.processes[0].kill()
             run = runner.wait(run.id, LONG)
@@ -519,6 +522,20 @@ def test_a_changed_file_is_taken_in_anew(tmp_path: Path) -> None:
 def test_a_reference_to_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidConfig, match="not in this store"):
         packed(Store(tmp_path), {"model": "sha256:" + "1" * 64}, {})
+
+
+def test_a_worker_keeps_what_was_used_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from qlab.lab.line import Line
+
+    there = Outpost(tmp_path, cast(Line, None))  # nothing is asked for here
+    files = [there.add_bytes(bytes([i]) * 1000, kind="upload") for i in range(4)]
+    for age, file in enumerate(files):
+        os.utime(file.path, (1e9 + age, 1e9 + age))
+    there.artifact(files[0].hash)
+    monkeypatch.setattr("qlab.lab.outpost.ROOM", 2500)
+    there.make_room()
+    assert [file.path.exists() for file in files] == [True, False, False, True]
+    there.close()
 
 
 def test_a_row_travels_whole(tmp_path: Path) -> None:
