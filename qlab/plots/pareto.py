@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -23,7 +23,7 @@ HEIGHT = 440
 FEW = 60  # up to so many points each shows its interval; above, the front and the selected alone
 NAMED = 4  # of the selected, so many carry their label in the chart
 LOG_FROM = 20.0  # largest over smallest cost from which equal ratios, not differences, take equal room
-FILLED = 0.2  # the runs have to fill this share of the width, or float is told at the edge instead of shown
+FILLED = 0.3  # the runs have to fill this share of the width, or float is told at the edge instead of shown
 TITLES = {"size": "Size", "latency": "Latency of one call in ONNX Runtime"}
 # Backend -> what the legend calls it, symbol, colour.
 LOOK = {"simulated": ("simulated", "diamond", "quantized"), "integer": ("integer kernels", "circle", "gained")}
@@ -86,24 +86,38 @@ def pareto(
     """
     shown = [p for p in points if p.drawable]
     if not shown:
-        return empty(f"None of these runs has {_lacking(cost, key)} yet.", dark, HEIGHT)
+        return empty(f"None of these runs has both {_needed(cost, key, 'and')} yet.", dark, HEIGHT)
     colours, scale = palette(dark), _scale(shown, float_point, cost)
     candidates = [p for p in shown if not p.dropped]
     front = [candidates[i] for i in pareto_front([(p.cost, p.accuracy) for p in candidates])]
-    first = {p.id for p in front}
-    wide = {p.id for p in shown} if len(shown) <= FEW else first | set(selected)
+    best, picked = {p.id for p in front}, set(selected)
+    wide = {p.id for p in shown} if len(shown) <= FEW else best | picked
     low, high = _vertical(shown, wide, float_point)
-    data = _front(front, scale, colours, cost)
-    for backend in LOOK:
-        for dropped in (True, False):
+    told = {p.id: _told(p, cost, key, p.id in best) for p in shown}
+    data: list[dict[str, Any]] = []
+    # What was evaluated in full lies over what was not, and the selected over all.
+    for dropped in (True, False):
+        for backend, (name, *_) in LOOK.items():
             group = [p for p in shown if p.backend == backend and p.dropped == dropped]
             if group:
-                data.append(_marks(group, cost, key, scale, colours, wide, set(selected), first, len(shown)))
+                rest = [p for p in group if p.id not in picked]
+                trace = _marks(rest, told, wide, scale, colours, 11 if len(shown) <= FEW else 8)
+                data.append({**trace, "name": f"{name}, stopped early" if dropped else name})
+                if not rest:
+                    # Its only marks are among the selected; the entry in the legend stays.
+                    data[-1] |= {"x": [None], "y": [None], **_look(group[0], colours)}
+    if front:
+        # Among few marks the line runs behind them; a crowd would hide it.
+        data.insert(0 if len(shown) <= FEW else len(data), _front(front, scale, colours))
     if float_point is not None:
         data += _reference(float_point, cost, key, scale, colours)
-    named = [p for p in shown if p.id in set(selected)][:NAMED]
+    chosen = [p for p in shown if p.id in picked]
+    if chosen:
+        trace = _marks(chosen, told, wide, scale, colours, 14)
+        trace["marker"] |= {"opacity": 1.0, "line": {"color": colours.text, "width": 2.5}}
+        data.append({**trace, "name": "selected", "showlegend": False})
     without = len(points) - len(shown)
-    note = f" · {without} without {_lacking(cost, key)} left out" if without else ""
+    note = f" · {without} without {_needed(cost, key, 'or')} left out" if without else ""
     return go.Figure(
         data=data,
         layout={
@@ -111,7 +125,7 @@ def pareto(
             "height": HEIGHT,
             "margin": {"t": 36, "r": 20, "b": 8, "l": 8},
             "uirevision": "pareto",
-            "annotations": [_name(p, scale, colours) for p in named],
+            "annotations": [_name(p, scale, colours) for p in chosen[:NAMED]],
             "xaxis": {
                 "title": {"text": f"{TITLES[cost]} ({scale.unit}){note}"},
                 "type": "log" if scale.log else "linear",
@@ -119,7 +133,6 @@ def pareto(
                 "zeroline": False,
                 # Another cost or unit is another axis: a zoom into the one means nothing on the other.
                 "uirevision": f"{cost} {scale.unit} {scale.log}",
-                **({"dtick": "D2"} if scale.log else {}),
             },
             "yaxis": {
                 "title": {"text": f"{metric(key).axis}, with 95 % intervals"},
@@ -190,61 +203,43 @@ def _vertical(shown: Sequence[Point], wide: set[str], float_point: Point | None)
     return min(ends) - room, max(ends) + room
 
 
-def _front(front: Sequence[Point], scale: _Scale, colours: Palette, cost: Cost) -> list[dict[str, Any]]:
-    if not front:
-        return []
-    # To the right the last one stays the best: nothing dearer is better.
-    x = [*(scale.of(p.cost) for p in front), max(scale.high, scale.of(front[-1].cost))]
+def _front(front: Sequence[Point], scale: _Scale, colours: Palette) -> dict[str, Any]:
     y = [100 * p.accuracy for p in front]
-    return [
-        {
-            "type": "scatter",
-            "name": f"best at no larger {cost}" if cost == "size" else "best at no longer latency",
-            "x": x,
-            "y": [*y, y[-1]],
-            "mode": "lines",
-            "line": {"shape": "hv", "width": 1.5, "color": colours.muted},
-            "hoverinfo": "skip",
-        }
-    ]
+    return {
+        "type": "scatter",
+        "name": "Pareto front",
+        # To the right the last one stays the best: nothing dearer is better.
+        "x": [*(scale.of(p.cost) for p in front), scale.high],
+        "y": [*y, y[-1]],
+        "mode": "lines",
+        "line": {"shape": "hv", "width": 1.5, "color": colours.muted},
+        "legendrank": 1,
+        "hoverinfo": "skip",
+    }
 
 
 def _marks(
-    group: Sequence[Point],
-    cost: Cost,
-    key: str,
-    scale: _Scale,
-    colours: Palette,
-    wide: set[str],
-    selected: set[str],
-    front: set[str],
-    total: int,
+    group: Sequence[Point], told: Mapping[str, str], wide: set[str], scale: _Scale, colours: Palette, size: int
 ) -> dict[str, Any]:
-    """One trace: runs of one backend, evaluated in full or stopped early."""
-    name, symbol, colour = LOOK[group[0].backend]
-    dropped = group[0].dropped
-    size = 11 if total <= FEW else 8
-    tint = colours.wash("neutral", 0.5) if dropped else getattr(colours, colour)
-    opacity = 1.0 if total <= FEW else 0.8
+    """One trace of runs; those in `wide` with their interval."""
+    looks = [_look(p, colours)["marker"] for p in group]
     reach = [p.id in wide and math.isfinite(p.low) and math.isfinite(p.high) for p in group]
+    opacity = 1.0 if size > 8 else 0.8
+    faint = bool(group) and group[0].dropped
     return {
         "type": "scatter",
-        "name": f"{name}, stopped early" if dropped else name,
         "mode": "markers",
         "x": [scale.of(p.cost) for p in group],
         "y": [100 * p.accuracy for p in group],
         "customdata": [p.id for p in group],
-        "text": [_told(p, cost, key, p.id in front) for p in group],
+        "text": [told[p.id] for p in group],
         "hovertemplate": "%{text}<extra></extra>",
         "marker": {
-            "symbol": symbol,
-            "size": [size + 4 if p.id in selected else size for p in group],
-            "color": tint,
+            "symbol": [look["symbol"] for look in looks],
+            "color": [look["color"] for look in looks],
+            "size": size,
             "opacity": opacity,
-            "line": {
-                "color": [colours.text if p.id in selected else colours.background for p in group],
-                "width": [2.5 if p.id in selected else 0.5 for p in group],
-            },
+            "line": {"color": colours.background, "width": 0.5},
         },
         # A click is answered by `selected`; plotly's own way, to fade all others, would grey runs that are not dropped.
         "selected": {"marker": {"opacity": opacity}},
@@ -254,10 +249,20 @@ def _marks(
             "symmetric": False,
             "array": [100 * (p.high - p.accuracy) if r else 0.0 for p, r in zip(group, reach, strict=True)],
             "arrayminus": [100 * (p.accuracy - p.low) if r else 0.0 for p, r in zip(group, reach, strict=True)],
-            "color": colours.wash("neutral", 0.3) if dropped else colours.wash(colour, 0.55),
+            "color": colours.wash("neutral", 0.35 if faint else 0.9),
             "thickness": 1,
             "width": 0,
         },
+    }
+
+
+def _look(point: Point, colours: Palette) -> dict[str, Any]:
+    _, symbol, colour = LOOK[point.backend]
+    return {
+        "marker": {
+            "symbol": symbol,
+            "color": colours.wash("neutral", 0.5) if point.dropped else getattr(colours, colour),
+        }
     }
 
 
@@ -327,9 +332,9 @@ def _told(point: Point, cost: Cost, key: str, front: bool, backend: str = "") ->
     if point.dropped:
         said.append("stopped early: not all samples were evaluated")
     if front:
-        said.append(f"no run of at most this {cost} is more accurate")
+        said.append("on the Pareto front")
     return "<br>".join(said)
 
 
-def _lacking(cost: Cost, key: str) -> str:
-    return f"a {metric(cost).label.lower()} and an {metric(key).label.lower()}"
+def _needed(cost: Cost, key: str, link: str) -> str:
+    return f"{metric(key).label.lower()} {link} {metric(cost).label.lower()}"
