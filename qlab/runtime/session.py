@@ -16,6 +16,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import Fail
 from torch import Tensor
 
 from qlab.errors import DataMismatch, UnsupportedModel
+from qlab.export.graph_writer import UINT8, activation_container
 from qlab.export.onnx_file import float_onnx, quantized_onnx
 from qlab.graph.ops import op_type
 from qlab.runtime.cpu import cpu_features
@@ -47,7 +48,7 @@ class RuntimeOptions:
     pairs_fit: bool = False
 
     def for_model(self, qmodel: QuantizedModel) -> RuntimeOptions:
-        """These options for this model: exact sums of pairs cost time, so only weights that need them get them."""
+        """These options for this model: exact sums of pairs cost time, so only codes that need them get them."""
         return replace(self, pairs_fit=pairs_fit(qmodel))
 
     @property
@@ -67,9 +68,26 @@ AS_SIMULATED = RuntimeOptions()
 
 
 def pairs_fit(qmodel: QuantizedModel) -> bool:
-    """Whether 255 * (|a| + |b|) stays within 16 bits for any two codes of any weight: seven bits always do."""
-    limit = (2**15 - 1) // 255 // 2
-    return all(int(w.codes.short().abs().max()) <= limit for w in qmodel.weights.values() if w.codes.numel())
+    """Whether no sum of two products of codes leaves 16 bits, whatever the data: the largest stored code of any
+    activation times twice the largest of any weight. So it is with weights of seven bits, and with
+    unsigned activations of seven."""
+    largest = max((int(w.codes.short().abs().max()) for w in qmodel.weights.values() if w.codes.numel()), default=0)
+    return largest_stored_code(qmodel) * 2 * largest <= 2**15 - 1
+
+
+def largest_stored_code(qmodel: QuantizedModel) -> int:
+    """Of any activation that 8-bit kernels may read, as it lies in the file: signed grids are moved up by 128. Ranges
+    taken at every call use all 255, and so do grids for which 8 bits are not enough, because nothing is known of the
+    kernels behind them."""
+    if qmodel.placement.dynamic or not qmodel.activations:
+        return 255
+    found = 0
+    for grid in qmodel.activations.values():
+        kind, shift = activation_container(grid.quant_min, grid.quant_max)
+        # What pads an input has the code of its zero point.
+        highest = max(grid.quant_max, int(grid.zero_point.max()) if grid.zero_point.numel() else 0)
+        found = max(found, highest + shift if kind == UINT8 else 255)
+    return min(found, 255)
 
 
 def sensitive_entries(qmodel: QuantizedModel) -> tuple[str, ...]:
