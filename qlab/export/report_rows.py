@@ -1,0 +1,125 @@
+"""What a report says of each run: its figures, the run held against the baseline, and what it was measured with."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from qlab.config import QConfigMapping
+from qlab.difference import config_difference
+from qlab.errors import InvalidConfig, QLabError
+from qlab.lab.compared import Line, line_of, mapping_of, paired, verdict
+from qlab.lab.records import DONE
+
+if TYPE_CHECKING:
+    from qlab.evaluation import Comparison
+    from qlab.lab.run import Result
+    from qlab.lab.store import Run, Store
+
+FLOAT = "the float network"
+COMPUTED = {"simulated": "simulated", "integer": "integer kernels"}
+
+
+@dataclass(frozen=True)
+class Held:
+    """A run held against the baseline. words: the verdict as a sentence; short: in a word, or empty.
+
+    delta: difference of the shares of right answers, None where there is none.
+    """
+
+    words: str
+    short: Literal["baseline", "better", "worse", "noise", ""] = ""
+    delta: float | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run of a report. title: unlike that of any other run in it. result: None unless the run is done.
+
+    differs: its config against that of the baseline, in words.
+    """
+
+    run: Run
+    line: Line
+    title: str
+    result: Result | None
+    held: Held
+    differs: str
+    spec: Mapping[str, Any]
+    is_baseline: bool
+
+    @property
+    def computed(self) -> str:
+        """What its accuracy was computed with, in words; empty where nothing was."""
+        return COMPUTED[self.line.backend] if self.line.backend else ""
+
+    @property
+    def network(self) -> tuple[str | None, str | None]:
+        """Network and data by their content, known of runs with a result: who shares both shares the float figures."""
+        return self.run.model_hash, self.run.data_hash
+
+    @property
+    def worth(self) -> tuple[bool, bool, float, float]:
+        """Higher is better: has a result, evaluated in full, accurate (or agreeing, without labels), small."""
+        line = self.line
+        right = line.accuracy if line.accuracy is not None else line.agreement
+        return right is not None, line.dropped is None, right or 0.0, -float(line.size or 0)
+
+
+def rows_of(store: Store, runs: Sequence[Run], baseline: Run | None) -> list[Row]:
+    """A row for each run. Raises InvalidConfig when there is none, one stands twice, or one is no experiment."""
+    from qlab.export.comparison_table import spec_of
+
+    if not runs:
+        raise InvalidConfig("There is no run to report on: choose at least one experiment.")
+    several = [run_id for run_id, count in Counter(run.id for run in runs).items() if count > 1]
+    if several:
+        raise InvalidConfig(f"Run {several[0]} is given more than once: name every run once.")
+    specs = [spec_of(run) for run in runs]
+    names, lines = titles(runs, baseline), [line_of(run) for run in runs]
+    than = FLOAT if baseline is None else names[baseline.id]
+    start = QConfigMapping() if baseline is None else mapping_of(baseline)
+    out = []
+    for run, line, spec in zip(runs, lines, specs, strict=True):
+        result = _result(store, run)
+        same = baseline is not None and run.id == baseline.id
+        held = Held("the baseline", "baseline") if same else _held(store, run, result, baseline, than)
+        differs = config_difference(start, mapping_of(run)).words
+        out.append(Row(run, line, names[run.id], result, held, differs, spec, same))
+    return out
+
+
+def titles(runs: Sequence[Run], baseline: Run | None) -> dict[str, str]:
+    """Run -> name or config; with the network where there are several, and the number where two are called the same."""
+    every = list({run.id: run for run in [*runs, *([baseline] if baseline else [])]}.values())
+    several = len({run.model for run in every}) > 1
+    first = {run.id: (run.name or run.config or run.id) + (f" · {run.model}" if several else "") for run in every}
+    count = Counter(first.values())
+    return {i: name if count[name] == 1 else f"{name} ({i})" for i, name in first.items()}
+
+
+def _result(store: Store, run: Run) -> Result | None:
+    from qlab.lab.run import read_result
+
+    return read_result(store, run) if run.status == DONE else None
+
+
+def _held(store: Store, run: Run, result: Result | None, baseline: Run | None, than: str) -> Held:
+    if result is None:
+        return Held(f"no result: {run.error}" if run.error else f"no result: it is {run.status}")
+    if baseline is None:
+        return _told(result.comparison, than)  # made by the run itself, so its data need not be read
+    try:
+        return _told(paired(store, run, baseline).comparison, than)
+    except QLabError as error:  # other data, data that are gone, a baseline without a result: the report says which
+        return Held(f"not held against the baseline: {error}")
+
+
+def _told(found: Comparison, than: str) -> Held:
+    words = verdict(found, than)
+    if found.p is None:
+        return Held(words)
+    direction: Literal["better", "worse"] = "better" if found.gained > found.lost else "worse"
+    return Held(words, direction if found.significant else "noise", (found.gained - found.lost) / found.n)
