@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -173,9 +172,7 @@ def _range(one: Side, row: int, window: Window, colours: Palette, name: str, das
     ends = (f"{three_digits(bracket.low)} … {three_digits(bracket.high)}").replace("-", MINUS)
     said = [
         f"<b>{html.escape(one.label, quote=False)}</b>",
-        *textwrap.wrap(
-            f"{one.study.spec.bits} bit, {one.study.spec.qscheme.replace('_', ' ')}, {bracket.observer}", 64
-        ),
+        f"{one.study.spec.bits} bit, {one.study.spec.qscheme.replace('_', ' ')}, {bracket.observer}",
         f"range {ends}, {write('sqnr', bracket.sqnr)}",
     ]
     if bracket.sqnr is not None:
@@ -201,7 +198,8 @@ def _range(one: Side, row: int, window: Window, colours: Palette, name: str, das
                 "color": colour,
                 "line": {"width": 3, "color": colour},
             },
-            "hovertemplate": "<br>".join(said) + "<extra></extra>",
+            "text": ["<br>".join(said)] * 2,
+            "hovertemplate": "%{text}<extra></extra>",
         }
     ]
     grid = one.study.grid
