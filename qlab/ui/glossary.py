@@ -6,6 +6,7 @@ TERMS: dict[str, str] = {
     "accuracy": "Share of the evaluation samples whose largest output is the right label.",
     "agreement": "Share of samples on which float and quantized network name the same class. It needs no labels.",
     "axis": "The dimension of a weight along which every slice gets its own scale: its output channels.",
+    "baseline": "The run, or the float network, that all others are held against.",
     "batch norm": "A layer that shifts and stretches each channel by learned constants. At inference it is folded into "
     "the convolution or linear layer before it, so it no longer appears in the layer table.",
     "calibration": "Running part of the data through the float network once, to learn what values each tensor takes.",
@@ -20,6 +21,9 @@ TERMS: dict[str, str] = {
     "ledger": "One line for each operation: quantized or not, and why.",
     "MACs": "Multiplications with addition, for one sample: a measure of the work of a layer.",
     "observer": "The rule that turns what was seen of a tensor into the range its grid covers.",
+    "paired comparison": "Two networks on the same samples, prediction by prediction: only samples on which "
+    "they differ count. McNemar's test says how often chance alone would split those so unevenly.",
+    "Pareto front": "The runs that no other beats in both accuracy and cost.",
     "per channel": "Every output channel of a weight gets its own scale. Costs a few bytes, often saves the accuracy.",
     "per group": "Every stretch of `group_size` weights gets its own scale. Usual at 4 bits.",
     "per tensor": "One scale for the whole tensor.",

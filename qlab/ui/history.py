@@ -156,36 +156,37 @@ def _known(words: Any) -> list[str]:
 def filters(
     history: History, current: Filter, store: Callable[[Filter], None], *, key: str, fields: Sequence[str]
 ) -> None:
-    """A row of controls, one for the words and one for each of these fields that has something to choose from."""
-    with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
+    """Controls, one for the words and one for each of these fields that has something to choose from."""
+    widgets.kept(
+        st.text_input,
+        "Search",
+        value=current.words,
+        store=lambda words: store(replace(current, words=words or "")),
+        key=f"{key}_words",
+        type="search",
+        placeholder="words of name, config, tags, notes",
+        live="50ms",
+        width=260,
+        help="Keeps the runs that have every one of these words in their name, network, config, tags or notes.",
+    )
+    for name, (label, text, width) in FIELDS.items():
+        options, title = _choices(history, name)
+        chosen = getattr(current, name)
+        # Two networks, kinds or ends tell runs apart; one tag or sweep does already.
+        fewest = 1 if name in ("tag", "sweep") else 2
+        if name not in fields or (len(options) < fewest and chosen == ANY):
+            continue
         widgets.kept(
-            st.text_input,
-            "Search",
-            value=current.words,
-            store=lambda words: store(replace(current, words=words or "")),
-            key=f"{key}_words",
-            type="search",
-            placeholder="words of name, config, tags, notes",
-            live="50ms",
-            width=260,
-            help="Keeps the runs that have every one of these words in their name, network, config, tags or notes.",
+            st.selectbox,
+            label,
+            [ANY, *options, *({chosen} - {ANY, *options})],
+            value=chosen,
+            store=partial(_set_field, store, current, name),
+            key=f"{key}_{name}",
+            format_func=title,
+            width=width,
+            help=text,
         )
-        for name, (label, text, width) in FIELDS.items():
-            options, title = _choices(history, name)
-            chosen = getattr(current, name)
-            if name not in fields or (len(options) < 2 and chosen == ANY):
-                continue
-            widgets.kept(
-                st.selectbox,
-                label,
-                [ANY, *options, *({chosen} - {ANY, *options})],
-                value=chosen,
-                store=partial(_set_field, store, current, name),
-                key=f"{key}_{name}",
-                format_func=title,
-                width=width,
-                help=text,
-            )
 
 
 def _set_field(store: Callable[[Filter], None], current: Filter, name: str, value: str) -> None:

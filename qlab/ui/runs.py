@@ -39,7 +39,8 @@ def draw() -> None:
     """The whole page below its heading."""
     deleted = st.session_state.get("runs.deleted", False)
     known = history.everything(deleted=deleted)
-    undo_bar()
+    with st.container():  # always there, so that nothing below takes another place when the bar comes and goes
+        undo_bar()
     _controls(known, deleted)
     if not known.runs:
         _nothing(deleted)
@@ -201,7 +202,7 @@ def _sweep_button(chosen: list[Run]) -> None:
     sweep = sweeps.pop() if len(sweeps) == 1 else None
     if sweep is None or not (Path(__file__).resolve().parents[2] / SWEEP_PAGE).exists():
         return
-    if st.button("Open the sweep", key="runs_sweep", help="Shows this sweep, or the one these runs are parts of."):
+    if st.button("Open the sweep", key="runs_open_sweep", help="Shows this sweep, or the one these runs are parts of."):
         _done()
         state.set_sweep(sweep)
         st.switch_page(SWEEP_PAGE)

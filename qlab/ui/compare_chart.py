@@ -1,0 +1,252 @@
+"""Accuracy over size or latency, and the run that was clicked in it."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import streamlit as st
+
+from qlab.metrics import metric, write
+from qlab.ui import cache, compare, errors, jobs, results, state, widgets
+from qlab.ui.compare import Compared
+
+if TYPE_CHECKING:
+    from qlab.lab.compared import Line
+    from qlab.lab.store import Run
+    from qlab.plots.pareto import Cost, Point
+
+CHART = "compare_pareto"
+COSTS: dict[Cost, str] = {"size": "Size", "latency": "Latency"}
+MOST_TIMED = 40  # every one is a session of its own in the same process
+
+
+def draw(shown: Compared) -> None:
+    cost: Cost = st.session_state.get("compare.cost", "size")
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
+        widgets.kept(
+            st.segmented_control,
+            "Cost",
+            list(COSTS),
+            value=cost,
+            store=_set_cost,
+            required=True,
+            key="compare_cost",
+            format_func=COSTS.__getitem__,
+            help="Puts the bytes of the model, or the time of a call on integer kernels, on the horizontal axis.",
+        )
+        if cost == "latency":
+            _measure_button(shown)
+    if cost == "latency":
+        _latency_state(shown)
+    _chart(shown, cost)
+
+
+def _set_cost(cost: Cost) -> None:
+    st.session_state["compare.cost"] = cost
+    compare.refresh()
+
+
+def _chart(shown: Compared, cost: Cost) -> None:
+    from qlab.plots.pareto import pareto
+
+    key = measure(shown)
+    made = pareto(
+        [point(line, shown.title(run), cost, key) for run, line in zip(shown.runs, shown.lines.values(), strict=True)],
+        cost,
+        widgets.dark(),
+        float_point=float_point(shown, cost, key),
+        selected=(shown.picked.id,),
+        key=key,
+    )
+    widgets.chart(
+        made,
+        key=CHART,
+        on_select=lambda: _clicked(shown),
+        selection_mode="points",
+        alt=f"{metric(key).label} over {COSTS[cost].lower()} of {len(shown.runs)} runs",
+    )
+
+
+def measure(shown: Compared) -> str:
+    """Accuracy where any run has one; without labels agreement with float."""
+    return "accuracy" if any(line.accuracy is not None for line in shown.lines.values()) else "agreement"
+
+
+def point(line: Line, title: str, cost: Cost, key: str) -> Point:
+    """A run as the chart takes it; what is missing is not a number and is left out there."""
+    from qlab.plots.pareto import Point
+
+    labelled = key == "accuracy"
+    return Point(
+        line.id,
+        title,
+        _number(getattr(line, cost)),
+        _number(line.accuracy if labelled else line.agreement),
+        _number(line.low if labelled else None),
+        _number(line.high if labelled else None),
+        backend=line.backend or "simulated",
+        detail=line.config,
+        dropped=line.dropped is not None,
+    )
+
+
+def float_point(shown: Compared, cost: Cost, key: str) -> Point | None:
+    """The float network that all these runs come from; None where there are several, or nothing is known of it."""
+    from qlab.plots.pareto import Point
+
+    first = next((line for line in shown.lines.values() if line.float_accuracy is not None), None)
+    if key != "accuracy" or first is None or len({(r.model_hash, r.data_hash) for r in shown.runs}) > 1:
+        return None
+    if cost == "size":
+        known = first.float_size
+    else:
+        timing = newest_timing(shown)
+        known = None if timing is None else timing.require_result()["latency"]["float"]["median"]
+    return Point("float", "float", _number(known), _number(first.float_accuracy), math.nan, math.nan)
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _clicked(shown: Compared) -> None:
+    for point in st.session_state[CHART]["selection"]["points"]:
+        found = point.get("customdata")
+        run_id = found[0] if isinstance(found, list) else found
+        if run_id in shown.ids:
+            compare.pick(run_id)
+
+
+# --- latency ----------------------------------------------------------------------------------------------------------
+
+
+def _measure_button(shown: Compared) -> None:
+    timed = shown.of_network(shown.picked)
+    many = len(timed) > MOST_TIMED
+    st.button(
+        f"Measure latency of {len(timed)} side by side" if len(timed) > 1 else "Measure latency",
+        key="compare_measure",
+        on_click=_measure,
+        args=([run.id for run in timed],),
+        disabled=many or _going() is not None,
+        help=f"At most {MOST_TIMED} can be timed together: compare fewer runs."
+        if many
+        else "Opens the file of every run and of float and lets them take turns, so that their times can be compared.",
+    )
+
+
+def _measure(ids: list[str]) -> None:
+    st.session_state["compare.latency"] = jobs.submit("latency", runs=ids)
+    compare.refresh()
+
+
+def _going() -> str | None:
+    """The job that is timing; None when none is."""
+    run_id = st.session_state.get("compare.latency")
+    return run_id if run_id is not None and cache.store().is_open(run_id) else None
+
+
+def _latency_state(shown: Compared) -> None:
+    run_id = st.session_state.get("compare.latency")
+    if run_id is not None:
+        run = jobs.watch(run_id, key="compare_latency")
+        if run is None:
+            return
+        if run.status == "failed":
+            errors.failure(run.error or "The timing ended without a result.", run.detail)
+    lines = shown.lines.values()
+    without = [line for line in lines if line.latency is None]
+    if len(without) == len(lines):
+        st.info("None of these runs has been timed yet: the button above does it, in a process of its own.")
+        return
+    words = [f"{len(without)} of {len(lines)} have not been timed and are left out"] if without else []
+    newest = newest_timing(shown)
+    together = set(newest.spec["experiments"]) if newest else set()
+    timed = {run_id for run_id, line in shown.lines.items() if line.latency is not None}
+    if not timed <= together:
+        words.append("not all were timed together, and the machine may have been busier at one time than at another")
+    st.caption("Times are those of integer kernels, whatever the accuracy was computed with. " + _sentence(words))
+
+
+def _sentence(words: list[str]) -> str:
+    text = "; ".join(words)
+    return f"{text[:1].upper()}{text[1:]}." if text else ""
+
+
+def newest_timing(shown: Compared) -> Run | None:
+    """The newest job that timed one of these runs, with its result; None where there is none."""
+    for run in cache.store().list_runs(20, kind="latency", status="done"):
+        if set(run.spec["experiments"]) & set(shown.ids):
+            return cache.store().get_run(run.id)
+    return None
+
+
+# --- the run that was clicked -----------------------------------------------------------------------------------------
+
+
+def picked(shown: Compared) -> None:
+    """The clicked run as large figures, and what can be done with it."""
+    run = shown.picked
+    line, baseline = shown.lines[run.id], shown.baseline
+    held = compare.against(run, baseline, shown.title(baseline))
+    with st.container(border=True, key="compare_picked"):
+        with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+            st.markdown(f"**{errors.escape(shown.title(run))}**", width="stretch")
+            _buttons(shown)
+        widgets.figures(_figures(line, held, shown.title(baseline)))
+        words = held.words[:1].upper() + held.words[1:]
+        colour = {True: "green" if held.short == "better" else "orange", False: "gray", None: "gray"}[held.real]
+        st.markdown(f":{colour}-badge[{errors.escape(held.short)}] {errors.escape(words.rstrip('.'))}.")
+        if line.dropped:
+            st.caption(errors.escape(f"This run was {line.dropped}."))
+
+
+def _figures(line: Line, held: compare.Against, title: str) -> list[tuple[str, str, str | None, str]]:
+    backend = "on integer kernels" if line.backend == "integer" else "simulated"
+    if line.accuracy is not None:
+        ends = (
+            None if line.low is None or line.high is None else f"{metric('accuracy').interval(line.low, line.high)} %"
+        )
+        first = (
+            f"Accuracy, {backend}",
+            write("accuracy", line.accuracy),
+            ends,
+            results.HELP[line.backend or "simulated"],
+        )
+    else:
+        first = (f"Agreement, {backend}", write("agreement", line.agreement), "no labels", metric("agreement").help)
+    ratio = None if not line.size or not line.float_size else f"{write('ratio', line.float_size / line.size)} smaller"
+    found = [
+        first,
+        (
+            f"Against {title}",
+            metric("accuracy").delta(held.delta),
+            f"p = {write('p_value', held.p)}" if held.p is not None else None,
+            "Difference of the shares of right answers on the samples that both have seen, and how often chance alone "
+            "would flip this unevenly.",
+        ),
+        ("Size", write("size", line.size), ratio, metric("size").help),
+    ]
+    if line.latency is not None:
+        found.append(("Latency", write("latency", line.latency), "integer kernels", metric("latency").help))
+    return found
+
+
+def _buttons(shown: Compared) -> None:
+    run = shown.picked
+    if st.button("Open", key="compare_open", help="Shows the whole result of this run on Experiment."):
+        state.set_run(run.id)
+        st.switch_page("pages/lab/experiment.py")
+    is_baseline = state.baseline() == run.id
+    st.button(
+        "This is the baseline" if is_baseline else "Make baseline", key="compare_make_baseline", disabled=is_baseline,
+        on_click=compare.hold_against, args=(run.id,), help="Holds all other runs of this comparison against this one.",
+    )  # fmt: skip
+    mapping = compare.mapping_of(run)
+    same = mapping == state.mapping()
+    st.button(
+        "This is the current config" if same else "Use this config", key="compare_use", disabled=same,
+        on_click=state.set_mapping, args=(mapping,),
+        help="Makes its settings the current ones; Experiment and Distributions then use them.",
+    )  # fmt: skip

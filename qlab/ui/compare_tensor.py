@@ -1,0 +1,140 @@
+"""One tensor in float and under the configs of two runs, drawn over each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import streamlit as st
+
+from qlab.config import QuantSpec
+from qlab.ui import cache, compare, distributions, errors, results, tensors, trial, widgets
+from qlab.ui.compare import Compared
+
+if TYPE_CHECKING:
+    from qlab.calibration import Calibration
+    from qlab.graph.capture import Model
+    from qlab.lab.store import Run
+    from qlab.plots.overlay import Side
+    from qlab.plots.study import Tensor
+    from qlab.ui.tensors import Entry
+
+
+@dataclass(frozen=True)
+class View:
+    """What a run makes of a tensor. spec: None where it keeps it float; why: then the reason, in words.
+
+    source: hash of what the tensor is read from: the network for a weight, the calibration of the run otherwise.
+    """
+
+    label: str
+    spec: QuantSpec | None
+    source: str
+    why: str = ""
+
+
+def draw(shown: Compared, a: Run | None, b: Run) -> None:
+    """The box with all tensors of the network, and the chosen one under both configs."""
+    st.subheader("What does each make of a tensor?", anchor=False)
+    if a is not None and a.model_hash != b.model_hash:
+        st.info("The two runs are of different networks, so they have no tensor in common.")
+        return
+    model = open_model(b)
+    entry = _chosen(model)
+    views = [view(run, shown.title(run), entry, model) for run in (a, b) if run is not None]
+    drawn = [v for v in views if v.spec is not None]
+    words = [f"{v.label} keeps it float: {v.why}" for v in views if v.spec is None]
+    if entry.fixed:
+        words.append(f"the output of {entry.fixed} has a range that is known without data, and a run uses that one")
+    if entry.role == "activation" and len({v.source for v in drawn}) > 1:
+        words.append("each was calibrated on samples of its own; the blue shape is that of the second")
+    if drawn:
+        _picture(model, entry, drawn)
+    if words:
+        said = "; ".join(words)
+        st.caption(errors.escape(f"{said[:1].upper()}{said[1:]}."))
+
+
+def open_model(run: Run) -> Model:
+    """The network of a run, which need not be the one that is open."""
+    from qlab.lab import sources
+
+    return sources.open_model(run.spec["model"], cache.store())
+
+
+def _chosen(model: Model) -> Entry:
+    known = trial.tensors(model)
+    looked_at = st.session_state.get("compare.tensor")
+    name = looked_at if looked_at in known.entries else trial.chosen_entry(known).tensor
+    widgets.kept(
+        st.selectbox,
+        "Tensor",
+        list(known.entries),
+        value=name,
+        store=lambda new: st.session_state.__setitem__("compare.tensor", new),
+        key="compare_tensor",
+        width=330,
+        help="Shows where the values of this weight or activation lie, and what range each config gives it.",
+    )
+    return known.entries[name]
+
+
+def view(run: Run, label: str, entry: Entry, model: Model) -> View:
+    """What the config of a run does to a tensor."""
+    mapping = compare.mapping_of(run)
+    config, spec = tensors.config_of(mapping, entry), tensors.configured(mapping, entry)
+    if entry.role == "weight":
+        row = next((row for row in results.result_of(run).ledger if row["layer"] == entry.owner), None)
+        if spec is not None and row is not None and not row["weight"]:
+            return View(label, None, model.content_hash, str(row["reason"]))
+        return View(label, spec, model.content_hash, "its config quantizes no weight here")
+    found = calibration_of(run)
+    if spec is not None and config is not None and config.mode == "dynamic":
+        return View(label, None, "", "its range is taken anew at every call")
+    if spec is None or found is None:
+        return View(label, None, "", "its config quantizes no activation here")
+    return View(label, spec, found)
+
+
+def calibration_of(run: Run) -> str | None:
+    """Hash of the calibration a run took its ranges from; None for one that needed none."""
+    return cache.store().get_run(run.id).require_result()["artifacts"].get("calibration")
+
+
+def _picture(model: Model, entry: Entry, drawn: list[View]) -> None:
+    from qlab.plots.overlay import overlay
+
+    distributions.one_thread()
+    key = "/".join(f"{v.source}:{v.label}:{distributions.spec_key(v.spec)}" for v in drawn if v.spec is not None)
+    window, bins, sides = _worked_out(f"{entry.tensor}/{key}", model, entry, drawn)
+    widgets.chart(
+        overlay(window, bins, sides, widgets.dark(), unit=f"value of {entry.tensor}"),
+        key="compare_overlay",
+        alt=f"Values of {entry.tensor} in float and under {len(sides)} configs",
+    )
+
+
+@st.cache_resource(max_entries=32, show_spinner="Working out the ranges")
+def _worked_out(key: str, _model: Model, _entry: Entry, _drawn: list[View]) -> tuple[Any, Any, list[Side]]:
+    from qlab.plots.overlay import side, window_of
+    from qlab.plots.study import values_of
+
+    axis = _entry.axis or 0
+    held = [_tensor(_model, _entry, v.source) for v in _drawn]
+    specs = [v.spec for v in _drawn if v.spec is not None]
+    window = window_of(held[-1], specs, axis)
+    sides = [side(v.label, x, spec, window, axis) for v, x, spec in zip(_drawn, held, specs, strict=True)]
+    return window, values_of(held[-1], axis).bins(window), sides
+
+
+def _tensor(model: Model, entry: Entry, source: str) -> Tensor:
+    if entry.role == "weight":
+        return trial.tensors(model).weights[entry.tensor]
+    return _calibration(source)[entry.tensor]
+
+
+@st.cache_resource(max_entries=8, show_spinner="Reading the calibration")
+def _calibration(digest: str) -> Calibration:
+    from qlab.calibration import Calibration
+
+    return Calibration.load(cache.store().artifact(digest).path)
