@@ -162,21 +162,19 @@ def find_task(target: str) -> Callable[..., Any]:
     return getattr(importlib.import_module(module), function)
 
 
-STARTED, NOT_FOUND, TAKEN = "started", "not found", "taken"
+STARTED, TAKEN = "started", "taken"
 
 
 def execute(order: Order) -> str:
     """Carry out one run in this process. The outcome is in the store; the answer says only whether it was taken up.
 
-    NOT_FOUND: there is no such run where this worker looks. TAKEN: another worker had it.
+    TAKEN: another worker had it.
     """
     from qlab.lab.work import Work, carry_out
 
     store = Store(order.home, order.url)
     try:
-        run = store.try_run(order.run_id)
-        if run is None:
-            return NOT_FOUND
+        run = store.get_run(order.run_id)
         if not store.start(order.run_id):
             return TAKEN if run.status == RUNNING else STARTED
         task = find_task(order.target)

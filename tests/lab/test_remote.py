@@ -22,6 +22,7 @@ from qlab.errors import InvalidConfig
 from qlab.lab import courier
 from qlab.lab.crew import KILLED
 from qlab.lab.experiment import Experiment
+from qlab.lab.grid import Grid
 from qlab.lab.jobs import JobRunner
 from qlab.lab.outpost import Outpost
 from qlab.lab.parcel import Packer, columns_of, references, renamed, samples_here
@@ -29,6 +30,7 @@ from qlab.lab.records import Headline
 from qlab.lab.remote import CONNECTION_LOST, OVER_MEMORY, RemoteCluster
 from qlab.lab.run import run as run_here
 from qlab.lab.store import CANCELLED, DONE, FAILED, QUEUED, RUNNING, Run, Store
+from qlab.lab.sweep import Sweep, sweep
 from qlab.lab.tables import RUNS
 from qlab.lab.tasks import KINDS
 from qlab.lab.work import LAB_ERROR
@@ -217,6 +219,45 @@ def test_a_worker_killed_in_the_middle_changes_nothing(
         for digest in run.require_result()["artifacts"].values():
             assert store.artifact(digest).path.exists()
     assert not list(cluster[0].folder.glob("*/lab")), "a worker used a home of its own"
+
+
+def test_a_sweep_that_loses_a_worker_gets_every_result_once(
+    cluster: tuple[Machines, str], runner: JobRunner, tmp_path: Path, one_thread: None
+) -> None:
+    store, app = runner.store, cluster[0].app
+    assert isinstance(store, CountingStore)
+    until(lambda: runner.places == 2)
+    model = shutil.copy(SAMPLES / SMALL / "model.pt2", app / "swept.pt2")
+    data = shutil.copy(SAMPLES / SMALL / "data.npz", app / "swept.npz")
+    grid = Grid(weight_bits=(8, 6, 4, 3), activation_bits=(8, 5))
+    sweep_id = runner.submit("sweep", sweep=Sweep.of(model, data, grid))
+
+    def parts(**which: Any) -> list[Run]:
+        return store.list_runs(limit=None, parent=sweep_id, kind="experiment", **which)
+
+    killed = None
+    while store.is_open(sweep_id):
+        going = [run for run in parts(status=RUNNING) if run.stage]
+        if killed is None and going and parts(status=DONE):
+            killed = going[0]
+            assert killed.worker_pid is not None
+            os.kill(killed.worker_pid, signal.SIGKILL)
+        time.sleep(0.005)
+    ended = store.get_run(sweep_id)
+    assert ended.status == DONE, (ended.error, ended.detail)
+    assert killed is not None
+    runs = {run.name: run for run in parts()}
+    assert list(runs) == list(grid.configs())
+    assert {run.status for run in runs.values()} == {DONE}
+    assert {store.ends[run.id] for run in runs.values()} == {1}
+    assert len({run.worker_pid for run in runs.values()}) >= 2
+    summary = ended.require_result()
+    assert (summary["failed"], summary["not_run"], summary["reused"]) == ([], [], {})
+
+    alone = sweep(model, data, grid, store=Store(tmp_path / "alone"))
+    assert [runs[run.name].headline for run in alone] == [run.headline for run in alone]
+    assert alone.best is not None
+    assert runs[alone.best.name].id == ended.best
 
 
 def compared(run: Run) -> dict[str, Any]:
