@@ -13,7 +13,7 @@ from qlab.errors import UnsupportedModel
 from qlab.lab import stages, templates
 from qlab.lab.experiment import Experiment
 from qlab.lab.progress import Stage
-from qlab.lab.store import Store
+from qlab.lab.store import DONE, Store
 from qlab.lab.work import Outcome, Work
 from qlab.runtime import measure
 from qlab.runtime.measure import blocked_report, runtime_report
@@ -83,6 +83,17 @@ def find_runtime_report(
     key = _keys(model, data, mapping, batch, threads, batch_size)[REPORT]
     found = store.find_derived_json(REPORT, key)
     return None if found is None else RuntimeReport.from_dict(found)
+
+
+def newest_report(store: Store, experiment: Experiment, batch: int, threads: int) -> RuntimeReport | None:
+    """What the newest job for this request measured, wherever it ran: a worker on another machine has another CPU,
+    which the report names. experiment: as the job's row has it."""
+    wanted = {"experiment": experiment.to_dict(), "batch": batch, "threads": threads}
+    for run in store.list_runs(200, kind="runtime", status=DONE):
+        if {key: value for key, value in run.spec.items() if key != "again"} == wanted:
+            artifact = store.artifact(store.get_run(run.id).require_result()["artifacts"][REPORT])
+            return RuntimeReport.from_dict(json.loads(artifact.path.read_bytes()))
+    return None
 
 
 def _keys(

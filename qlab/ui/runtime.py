@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import streamlit as st
 
@@ -103,11 +103,17 @@ def controls(model: Model, report: RuntimeReport | None) -> None:
 
 def known(model: Model) -> RuntimeReport | None:
     """The report on the current model, data, config and calls if it is in the store; measures nothing."""
-    from qlab.lab.inspect import find_runtime_report
+    from qlab.lab.inspect import find_runtime_report, newest_report
+    from qlab.lab.sources import portable
 
     data, chosen = cache.dataset(state.data_ref()), state.options()
     calls = {name: st.session_state[f"runtime.{name}"] for name in ("batch", "threads")}
-    return find_runtime_report(cache.store(), model, data, state.mapping(), **calls, batch_size=chosen.batch_size)
+    store = cache.store()
+    found = find_runtime_report(store, model, data, state.mapping(), **calls, batch_size=chosen.batch_size)
+    if found is None and cache.runner().address:
+        # Measured by a worker of a cluster, whose CPU is not this one's.
+        found = newest_report(store, portable(_arguments()["experiment"], store), **calls)
+    return found
 
 
 def measured(model: Model) -> RuntimeReport | None:
@@ -117,7 +123,7 @@ def measured(model: Model) -> RuntimeReport | None:
     if not _anew_is_over():
         return None
     arguments = _arguments()
-    mine = json.dumps(arguments["experiment"].to_dict(), sort_keys=True), *_calls()  # type: ignore[attr-defined]
+    mine = json.dumps(arguments["experiment"].to_dict(), sort_keys=True), *_calls()
     if (report := known(model)) is not None:
         return report
     st.caption(
@@ -131,7 +137,7 @@ def _calls() -> tuple[int, int]:
     return st.session_state["runtime.batch"], st.session_state["runtime.threads"]
 
 
-def _arguments() -> dict[str, object]:
+def _arguments() -> dict[str, Any]:
     batch, count = _calls()
     return {"experiment": state.experiment().replace(name=""), "batch": batch, "threads": count}
 

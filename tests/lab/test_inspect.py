@@ -1,6 +1,7 @@
 """The job that measures a quantized model on integers: what it stores, what it takes from the store, how it ends."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import qlab
 from qlab.errors import InvalidConfig, UnsupportedModel
 from qlab.lab import inspect, stages, templates
 from qlab.lab.experiment import Experiment
-from qlab.lab.inspect import find_runtime_report
+from qlab.lab.inspect import find_runtime_report, newest_report
 from qlab.lab.jobs import JobRunner, Staff
 from qlab.lab.store import CANCELLED, DONE, Store
 from qlab.lab.tasks import describe_runtime
@@ -57,6 +58,18 @@ def test_a_report_is_stored_under_what_was_asked(store: Store, few_digits: Path)
     assert found(store, few_digits, "dynamic", batch=4, threads=1) is None
     other = qlab.load_dataset(few_digits).split(16, seed=1)
     assert find_runtime_report(store, qlab.load_model(MODEL), other, presets["x86"], batch=4, threads=1) is None
+
+
+def test_a_report_of_another_machine_is_found_by_its_request(store: Store, few_digits: Path, monkeypatch) -> None:
+    measured(store, few_digits, "arm", batch=6, threads=1)
+    made = found(store, few_digits, "arm", batch=6, threads=1)
+    elsewhere = replace(measure.machine(), cores=measure.machine().cores + 1)
+    monkeypatch.setattr(measure, "machine", lambda: elsewhere)
+    assert found(store, few_digits, "arm", batch=6, threads=1) is None
+    asked = Experiment(MODEL, str(few_digits), "arm")
+    assert newest_report(store, asked, 6, 1) == made
+    assert newest_report(store, asked, 7, 1) is None
+    assert newest_report(store, asked.replace(seed=1), 6, 1) is None
 
 
 def test_another_batch_measures_times_alone(store: Store, few_digits: Path, monkeypatch) -> None:
