@@ -6,10 +6,14 @@ import importlib
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qlab.errors import InvalidConfig, QLabError
 from qlab.lab.store import DONE, RUNNING, Store
+
+if TYPE_CHECKING:
+    from qlab.lab.experiment import Experiment
+    from qlab.lab.sweep import Sweep
 
 LOG = logging.getLogger("qlab.lab")
 
@@ -57,14 +61,17 @@ def describe_experiment(store: Store, arguments: Mapping[str, Any], *, travels: 
     if set(arguments) != {"experiment"} or not isinstance(arguments["experiment"], Experiment):
         raise InvalidConfig("A job of kind experiment takes experiment=Experiment(…) and nothing else.")
     experiment = arguments["experiment"]
-    labels = {
-        "name": experiment.name,
-        "model": sources.label(experiment.model, store),
-        "data": sources.label(experiment.data, store),
-        "config": sources.config_label(experiment),
-    }
+    labels = _labels(store, experiment, sources.config_label(experiment))
     experiment = sources.portable(experiment, store, travels=travels)
     return Row(spec=experiment.to_dict(), spec_hash=experiment.spec_hash, **labels)
+
+
+def _labels(store: Store, described: Experiment | Sweep, config: str) -> dict[str, str]:
+    """What a person calls its parts."""
+    from qlab.lab import sources
+
+    model, data = sources.label(described.model, store), sources.label(described.data, store)
+    return {"name": described.name, "model": model, "data": data, "config": config}
 
 
 def describe_prepare(store: Store, arguments: Mapping[str, Any], *, travels: bool = True) -> Row:
@@ -85,12 +92,7 @@ def describe_sweep(store: Store, arguments: Mapping[str, Any], *, travels: bool 
     if set(arguments) != {"sweep"} or not isinstance(arguments["sweep"], Sweep):
         raise InvalidConfig("A job of kind sweep takes sweep=Sweep(…) and nothing else.")
     sweep = arguments["sweep"]
-    labels = {
-        "name": sweep.name,
-        "model": sources.label(sweep.model, store),
-        "data": sources.label(sweep.data, store),
-        "config": f"{len(sweep.configs)} configs",
-    }
+    labels = _labels(store, sweep, f"{len(sweep.configs)} configs")
     return Row(spec=sources.portable(sweep, store, travels=travels).to_dict(), **labels)
 
 
