@@ -27,8 +27,8 @@ than two intervals that overlap. Simulated figures and those of integer kernels 
 @st.fragment(key=compare.PAGE)
 def page() -> None:
     """Everything on the page, so that a change reruns this alone and the link under Share stays right."""
+    shown = errors.attempt(compare.load)
     with errors.box():
-        shown = compare.load()
         frame.header(
             "Which configuration should it be?",
             "Accuracy against size or time; pick a point, choose a baseline, and see whether a difference is more than "
@@ -36,15 +36,15 @@ def page() -> None:
             explain=EXPLAIN,
             terms=("accuracy", "interval", "Pareto front", "baseline", "paired comparison", "agreement", "SQNR",
                    "simulated"),
-            runs=",".join(shown.ids) or None,
-            baseline=shown.baseline.id if shown.baseline else None,
+            runs=",".join(shown.ids) or None if shown else None,
+            baseline=shown.baseline.id if shown and shown.baseline else None,
         )  # fmt: skip
-        compare.keep_in_address(shown)
-        compare_pick.draw(shown)
-        if shown.runs:
-            look(shown)
-        else:
-            compare_empty.draw(shown)
+    if shown is not None:
+        with errors.box():
+            compare.keep_in_address(shown)
+            compare_pick.draw(shown)
+        with errors.box():
+            (look if shown.runs else compare_empty.draw)(shown)
 
 
 def look(shown: compare.Compared) -> None:

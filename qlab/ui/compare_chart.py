@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import streamlit as st
 
+from qlab.errors import QLabError
 from qlab.metrics import metric, write
 from qlab.ui import cache, compare, errors, jobs, results, state, widgets
 from qlab.ui.compare import Compared
@@ -137,7 +138,10 @@ def _measure_button(shown: Compared) -> None:
 
 
 def _measure(ids: list[str]) -> None:
-    st.session_state["compare.latency"] = jobs.submit("latency", runs=ids)
+    try:
+        st.session_state["compare.latency"] = jobs.submit("latency", runs=ids)
+    except QLabError as error:  # a run was deleted meanwhile
+        st.session_state["compare.problem"] = error
     compare.refresh()
 
 
@@ -148,6 +152,8 @@ def _going() -> str | None:
 
 
 def _latency_state(shown: Compared) -> None:
+    if problem := st.session_state.pop("compare.problem", None):
+        errors.show(problem)
     run_id = st.session_state.get("compare.latency")
     if run_id is not None:
         run = jobs.watch(run_id, key="compare_latency")
@@ -220,7 +226,7 @@ def _figures(line: Line, held: compare.Against, title: str) -> list[tuple[str, s
     found = [
         first,
         (
-            f"Against {title}",
+            f"Against {errors.escape(title)}",
             metric("accuracy").delta(held.delta),
             f"p = {write('p_value', held.p)}" if held.p is not None else None,
             "Difference of the shares of right answers on the samples that both have seen, and how often chance alone "

@@ -16,6 +16,8 @@ SWEEP_PAGE = "pages/lab/sweep.py"
 
 def draw(shown: Compared) -> None:
     """Why there is nothing, and the buttons that change that; the progress of a sweep that was started here."""
+    if problem := st.session_state.pop("compare.problem", None):
+        errors.show(problem)
     going = st.session_state.get("compare.sweep")
     run = jobs.watch(going, key="compare_sweep") if going is not None else None
     if going is not None and run is None:

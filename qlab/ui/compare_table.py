@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import streamlit as st
 
 from qlab.plots.theme import Palette, palette
-from qlab.ui import compare, run_list, widgets
+from qlab.ui import compare, errors, run_list, widgets
 from qlab.ui.compare import Against, Compared
 
 if TYPE_CHECKING:
@@ -85,10 +85,7 @@ def _table(shown: Compared) -> None:
     held = {run.id: compare.against(run, baseline, title) for run in shown.runs}
     picked = shown.picked.id
     frame = rows(shown, held)
-    # Columns in which nothing stands would only take the place of others.
-    empty = {"Latency": "latency", "Stopped early": "dropped"}
-    idle = {name for name, field in empty.items() if not any(getattr(li, field) for li in shown.lines.values())}
-    names = [name for name in (*ALWAYS, *chosen_columns()) if name not in idle]
+    names = filled(chosen_columns(), shown)
     chosen = run_list.selection([shown.ids.index(picked)])
     if st.session_state.get(TABLE, run_list.selection([]))["selection"]["rows"] != chosen["selection"]["rows"]:
         st.session_state[TABLE] = chosen
@@ -98,7 +95,7 @@ def _table(shown: Compared) -> None:
         hide_index=True,
         width="stretch",
         height=run_list.height(len(shown.runs), HEIGHT),
-        column_order=names,
+        column_order=[*ALWAYS, *names],
         column_config={name: column.config for name, column in _columns(title, shown).items()},
         placeholder="–",
         on_select=lambda: _selected(shown.ids),
@@ -109,6 +106,22 @@ def _table(shown: Compared) -> None:
         "A click on a heading sorts, one on the left edge picks a run. What lies inside the noise is grey: chance "
         "alone would flip that unevenly in more than 5 of 100 cases (McNemar's test on the same samples)."
     )
+
+
+def filled(names: list[str], shown: Compared) -> list[str]:
+    """These columns without those in which nothing stands here, which would only take the place of others.
+
+    Without labels agreement with float takes the place of accuracy.
+    """
+
+    def nowhere(field: str) -> bool:
+        return all(getattr(line, field) is None for line in shown.lines.values())
+
+    idle = {name for name, field in (("Latency", "latency"), ("Stopped early", "dropped")) if nowhere(field)}
+    if nowhere("accuracy"):
+        idle |= {"Interval", "Accuracy", "95 %", "Against", "p", "Δ float"}
+        names = names if "Agreement" in names else ["Agreement", *names]
+    return [name for name in names if name not in idle]
 
 
 def _selected(ids: list[str]) -> None:
@@ -132,11 +145,16 @@ def _grey(frame: pd.DataFrame, held: Mapping[str, Against]) -> Any:
     import pandas as pd
 
     colours = palette(widgets.dark())
-    of = {True: {"better": colours.gained}, False: {}, None: {}}
+
+    def colour(one: Against) -> str:
+        if not one.real:
+            return colours.muted
+        return colours.gained if one.short == "better" else colours.error
+
     painted = pd.DataFrame("", index=frame.index, columns=frame.columns)
-    for row, one in enumerate(held.values()):
-        colour = of[one.real].get(one.short, colours.error if one.real else colours.muted)
-        painted.loc[row, ["Against", "Verdict", "p"]] = f"color: {colour}"
+    said = [f"color: {colour(one)}" for one in held.values()]
+    for name in ("Against", "Verdict", "p"):
+        painted[name] = said
     return frame.style.apply(lambda _: painted, axis=None)
 
 
@@ -188,7 +206,7 @@ def _columns(title: str, shown: Compared | None) -> dict[str, Column]:
             lambda _, held: number(held.delta),
             c.NumberColumn(
                 "Difference", width=80, format="%+.1f pt",
-                help=f"Points of accuracy more or less than {title}, on the samples that both have seen.",
+                help=f"Points of accuracy more or less than {errors.escape(title)}, on samples that both have seen.",
             ),
         ),
         "Verdict": Column(

@@ -129,7 +129,8 @@ def draw() -> None:
         selection_mode="single-row",
     )
     if len(runs) > MOST:
-        st.caption(f"The newest {MOST} of {len(runs):,} experiments; Runs has all.")
+        st.caption(f"The newest {MOST} of {len(runs):,} experiments; Runs has all of them.")
+    st.page_link("pages/lab/runs.py", label="Search, name and compare runs")
 
 
 def _open(key: str, runs: list[Run]) -> None:

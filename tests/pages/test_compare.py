@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 
@@ -216,6 +217,30 @@ def test_picked_run_is_told_in_words_and_figures(compared, ids, store, read) -> 
     delta = metric("accuracy").delta((found.gained - found.lost) / found.n)
     assert metrics(at)["Against simulated"] == delta
     assert errors.escape(verdict(found, "simulated")[1:]) in read(at, "markdown")
+
+
+def test_without_labels_agreement_takes_the_place_of_accuracy(open_page, home, tmp_path) -> None:
+    data = qlab.load_dataset(MODEL).evaluation.subset(slice(0, 120))
+    replace(data, targets=None).split(40).save(tmp_path / "unlabelled.npz")
+    store = Store(home)
+    run = qlab.run(qlab.Experiment(MODEL, str(tmp_path / "unlabelled.npz"), COARSE, name="blind"), store=store)
+    store.close()
+    at = open_page("compare", query={"runs": run.id})
+    assert metrics(at)["Agreement, simulated"] == write("agreement", run.headline.agreement)
+    assert table(at).loc["blind", "Verdict"].endswith(("changed", "the same"))
+    chart = json.loads(at.get("plotly_chart")[0].proto.spec)
+    assert symbols(chart).keys() == {run.id}
+    assert "Agreement" in chart["layout"]["yaxis"]["title"]["text"]
+    assert clean(at)
+
+
+def test_columns_without_content_make_way(compared, ids) -> None:
+    from qlab.ui import history
+
+    compared("simulated", "coarse")
+    known = history.experiments()
+    shown = compare.Compared(known, tuple(known.runs), chosen=True)
+    assert compare_table.filled(["Accuracy", "Latency", "Stopped early", "p"], shown) == ["Accuracy", "p"]
 
 
 def test_before_a_click_the_best_run_is_picked(compared, ids, store) -> None:
