@@ -121,19 +121,36 @@ def hexadecimal(found: Opened, where: str, what: str) -> str:
     return "#" + "".join(f"{int(part):02X}" for part in re.findall(r"\d+", value))
 
 
+def wait_for_colour(found: Opened, colour: str) -> None:
+    """Until the chart over size has been drawn in this colour."""
+    legend = found.page.locator("#over-size .legendtext").first
+    for _ in range(100):
+        if legend.evaluate("(e) => getComputedStyle(e).fill") == rgb(colour):
+            return
+        found.page.wait_for_timeout(50)
+    pytest.fail(f"the legend did not become {colour}")
+
+
 def test_the_charts_follow_the_system_from_light_to_dark_and_back(opened) -> None:
     found = opened()
     drawn(found)
-    legend = found.page.locator("#over-size .legendtext").first
     for scheme, colours in (("dark", DARK), ("light", LIGHT)):
         found.page.emulate_media(color_scheme=scheme)
-        expected = rgb(colours.muted)
-        for _ in range(100):
-            if legend.evaluate("(e) => getComputedStyle(e).fill") == expected:
-                break
-            found.page.wait_for_timeout(50)
-        assert legend.evaluate("(e) => getComputedStyle(e).fill") == expected
+        wait_for_colour(found, colours.muted)
     assert found.said == []
+
+
+def test_on_paper_it_is_light(opened) -> None:
+    found = opened(dark=True)
+    drawn(found)
+    wait_for_colour(found, DARK.muted)
+    found.page.evaluate("() => { dispatchEvent(new Event('beforeprint')); }")
+    wait_for_colour(found, LIGHT.muted)
+    found.page.emulate_media(media="print", color_scheme="dark")
+    assert hexadecimal(found, "body", "background-color") == LIGHT.background
+    assert hexadecimal(found, "#settings", "color") == LIGHT.text
+    found.page.evaluate("() => { dispatchEvent(new Event('afterprint')); }")
+    wait_for_colour(found, DARK.muted)
 
 
 def test_a_name_that_is_markup_does_nothing(opened, made) -> None:
@@ -197,6 +214,11 @@ def test_nothing_lies_beside_the_page(opened, width) -> None:
     assert found.page.evaluate("() => document.documentElement.scrollWidth") == width
     for name in ("runs", "settings"):
         assert found.page.locator(f"#{name}").evaluate("(t) => t.scrollWidth <= t.parentNode.clientWidth")
+    # No word is broken to make room: a verdict is one word, so one line.
+    verdicts = found.page.locator("#runs td span")
+    assert verdicts.count() == 2 * 10 - 1  # the baseline has no difference
+    for number in range(verdicts.count()):
+        assert verdicts.nth(number).bounding_box()["height"] < 30
 
 
 def test_the_page_does_not_jump_when_the_charts_come(opened) -> None:
