@@ -35,7 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     common.add_argument("--home", help="folder of runs and files; default QLAB_HOME, or .qlab here")
     common.add_argument("--json", action="store_true", help="print JSON instead of a table")
     command = commands.add_parser("run", parents=[common], help="carry out an experiment")
-    command.add_argument("spec", help="JSON file, as the Experiment page shows it")
+    command.add_argument(
+        "spec", help="JSON file, as the Experiment page shows it, or a list of them, as Compare writes it"
+    )
     command = commands.add_parser("sweep", parents=[common], help="carry out many experiments from one calibration")
     command.add_argument(
         "spec", help="JSON file: model, data, and configs or a grid; what is known already is not redone"
@@ -59,17 +61,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from qlab.lab.experiment import Experiment
+    from qlab.lab.experiment import Experiment, read_spec
 
-    experiment = Experiment.load(options.spec)
+    given = read_spec(options.spec)
+    experiments = [Experiment.from_dict(d) for d in (given if isinstance(given, list) else [given])]
     store = open_store(options.home)
     # A terminated run is a stopped one: its row must not wait for the next start to say so.
     signal.signal(signal.SIGTERM, _interrupt)
     from qlab.lab.run import run  # torch: after the spec has been found good
 
-    with _Bar() as bar:
-        done = run(experiment, store=store, watch=bar.show)
-    _print(done, options.json)
+    done = []
+    for experiment in experiments:
+        with _Bar() as bar:
+            done.append(run(experiment, store=store, watch=bar.show))
+        if not options.json:
+            print("\n" * (len(done) > 1) + "\n".join(_table(done[-1])))
+    if options.json:
+        told = [_as_dict(found) for found in done]
+        print(json.dumps(told if isinstance(given, list) else told[0], indent=2))
     return 0
 
 

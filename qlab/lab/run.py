@@ -11,6 +11,7 @@ import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -433,6 +434,7 @@ def _versions() -> dict[str, str]:
         "qlab": qlab.__version__,
         "torch": torch.__version__,
         "numpy": np.__version__,
+        "onnxruntime": version("onnxruntime"),
         "python": platform.python_version(),
         "threads": str(torch.get_num_threads()),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",

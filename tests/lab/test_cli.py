@@ -115,6 +115,14 @@ def test_lists_need_no_torch(tmp_path: Path) -> None:
     assert "No runs yet" in done.stdout
 
 
+def test_a_list_of_specs_is_run_one_by_one(spec: Path, tmp_path: Path) -> None:
+    one = json.loads(spec.read_text())
+    spec.write_text(json.dumps([one, one | {"name": "second", "mapping": "x86"}]))
+    done = qlab("run", spec, "--json", home=tmp_path / "home")
+    assert done.returncode == 0, done.stderr
+    assert [(told["name"], told["status"]) for told in json.loads(done.stdout)] == [("cli", DONE), ("second", DONE)]
+
+
 def test_sweep_prints_a_table_and_goes_on_where_it_was(few_digits: Path, tmp_path: Path) -> None:
     home, path = tmp_path / "home", tmp_path / "sweep.json"
     grid = {"weight_bits": [8, 3]}
