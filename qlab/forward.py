@@ -53,11 +53,13 @@ class Forward:
             measured = network.has_float_original and sqnr_samples > 0
             if backend == "integer":
                 from qlab.runtime.session import at_once
-                from qlab.runtime.taps import IntegerTaps
+                from qlab.runtime.taps import integer_networks
 
                 self._parallel, options = at_once(network, self.batches)
-                self._execute = network.integer_session(options)
-                self.taps = IntegerTaps(network, options) if measured else None
+                if measured:
+                    self._execute, self.taps = integer_networks(network, options)
+                else:
+                    self._execute = network.integer_session(options)
             elif measured:
                 self.taps = SimulatedTaps(network)
         self._tapped = -(-sqnr_samples // self.size) if self.taps else 0

@@ -59,6 +59,15 @@ def assemble(template: Template, qmodel: QuantizedModel | None, *, codes_as_outp
     return _Assembler(template, qmodel).run(codes_as_outputs)
 
 
+def without_codes(assembled: Assembled) -> onnx.ModelProto:
+    """The graph as it would be without its codes as outputs, which add no op to it."""
+    made = onnx.ModelProto()
+    made.CopyFrom(assembled.proto)
+    outputs = made.graph.output
+    del outputs[len(outputs) - len(assembled.codes) :]
+    return made
+
+
 class _Assembler(Products):
     def __init__(self, template: Template, qmodel: QuantizedModel | None):
         dynamic = {p.layer: p.spec for p in qmodel.placement.dynamic} if qmodel is not None else {}

@@ -196,7 +196,8 @@ def at_once(qmodel: QuantizedModel, batches: int) -> tuple[int, RuntimeOptions]:
     return parallel, RuntimeOptions(threads - parallel + 1)
 
 
-def _session(proto: onnx.ModelProto, model: Model, integer: bool, options: RuntimeOptions) -> Session:
+def session_of(proto: onnx.ModelProto, model: Model, integer: bool, options: RuntimeOptions) -> Session:
+    """The graph in ONNX Runtime, with all its outputs. Raises UnsupportedModel."""
     names = tuple(v.name for v in proto.graph.output)
     runtime = open_session(proto, options)
     return Session(runtime, model.name, tuple(s.name for s in model.inputs), integer, options, names)
@@ -204,9 +205,9 @@ def _session(proto: onnx.ModelProto, model: Model, integer: bool, options: Runti
 
 def integer_session(qmodel: QuantizedModel, options: RuntimeOptions = AS_SIMULATED) -> Session:
     """The quantized model in ONNX Runtime, as it stands now. Raises UnsupportedModel."""
-    return _session(quantized_onnx(qmodel).proto, qmodel.model, True, options.for_model(qmodel))
+    return session_of(quantized_onnx(qmodel).proto, qmodel.model, True, options.for_model(qmodel))
 
 
 def float_session(model: Model, options: RuntimeOptions = AS_SIMULATED) -> Session:
     """The float network in the same runtime. Raises UnsupportedModel."""
-    return _session(float_onnx(model).proto, model, False, options)
+    return session_of(float_onnx(model).proto, model, False, options)
