@@ -76,7 +76,7 @@ def _set_filter(new: Filter) -> None:
 
 def _selected(ids: Sequence[str], before: Sequence[str]) -> None:
     """Those that were compared and still are, in their order, then the new ones."""
-    ticked = {ids[row] for row in st.session_state[TABLE]["selection"]["rows"]}
+    ticked = set(run_list.chosen(TABLE, ids))
     kept = [i for i in before if i in ticked or i not in ids]
     compare.choose([*kept, *(i for i in ids if i in ticked and i not in before)])
 

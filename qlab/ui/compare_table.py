@@ -125,9 +125,9 @@ def filled(names: list[str], shown: Compared) -> list[str]:
 
 
 def _selected(ids: list[str]) -> None:
-    found = st.session_state[TABLE]["selection"]["rows"]
+    found = run_list.chosen(TABLE, ids)
     if found:
-        compare.pick(ids[found[0]])
+        compare.pick(found[0])
 
 
 def rows(shown: Compared, held: Mapping[str, Against]) -> pd.DataFrame:

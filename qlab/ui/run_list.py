@@ -105,6 +105,11 @@ def selection(rows: Sequence[int]) -> dict[str, Any]:
     return {"selection": {"rows": list(rows), "columns": [], "cells": []}}
 
 
+def chosen(key: str, ids: Sequence[str]) -> list[str]:
+    """What is chosen in a table of these runs; a row that the table had before is none of them."""
+    return [ids[row] for row in st.session_state[key]["selection"]["rows"] if row < len(ids)]
+
+
 def draw() -> None:
     """The stored experiments on Experiment, newest first; choosing a row opens it."""
     every = history.everything()
@@ -134,6 +139,6 @@ def draw() -> None:
 
 
 def _open(key: str, runs: list[Run]) -> None:
-    chosen = st.session_state[key].selection.rows
-    if chosen:
-        state.set_run(runs[chosen[0]].id)
+    found = chosen(key, [run.id for run in runs])
+    if found:
+        state.set_run(found[0])

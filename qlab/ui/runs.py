@@ -84,6 +84,7 @@ def _controls(known: History, deleted: bool) -> None:
 
 def _show_deleted(on: bool) -> None:
     st.session_state["runs.deleted"] = on
+    _other_rows()
     _done()
     _choose(())
 
@@ -105,28 +106,27 @@ def _table(known: History, shown: Sequence[Run]) -> list[Run]:
     """Draws the runs that are shown; gives those of them that are chosen."""
     place = {run.id: row for row, run in enumerate(shown)}
     rows = sorted(place[i] for i in st.session_state.get("runs.chosen", ()) if i in place)
-    # Rows are numbers to Streamlit: under another filter the same run has another one.
-    if st.session_state.get(TABLE, run_list.selection([]))["selection"]["rows"] != rows:
-        st.session_state[TABLE] = run_list.selection(rows)
+    # The browser tells rows by number, and may do so once more when others stand there: another key is not heard.
+    key = f"{TABLE}_{st.session_state.get('runs.generation', 0)}"
+    # Under another filter the same run has another number.
+    if st.session_state.get(key, run_list.selection([]))["selection"]["rows"] != rows:
+        st.session_state[key] = run_list.selection(rows)
     ids = list(place)
-    st.dataframe(
-        run_list.table(known).loc[ids],
-        key=TABLE,
-        width="stretch",
-        height=run_list.height(len(shown), HEIGHT),
-        hide_index=True,
-        column_order=COLUMNS,
-        column_config=run_list.columns(),
-        placeholder="–",
-        on_select=lambda: _selected(ids),
-        selection_mode="multi-row",
-        alt="Runs that are stored",
-    )
+    with st.container(key=TABLE):
+        st.dataframe(
+            run_list.table(known).loc[ids],
+            key=key,
+            width="stretch",
+            height=run_list.height(len(shown), HEIGHT),
+            hide_index=True,
+            column_order=COLUMNS,
+            column_config=run_list.columns(),
+            placeholder="–",
+            on_select=lambda: _choose(run_list.chosen(key, ids)),
+            selection_mode="multi-row",
+            alt="Runs that are stored",
+        )
     return [shown[row] for row in rows]
-
-
-def _selected(ids: Sequence[str]) -> None:
-    _choose([ids[row] for row in st.session_state[TABLE]["selection"]["rows"]])
 
 
 def _choose(ids: Sequence[str]) -> None:
@@ -271,6 +271,7 @@ def _delete(known: History, ids: Sequence[str]) -> None:
     wanted = list(dict.fromkeys([*ids, *(run.id for run in known.runs if run.parent in ids)]))
     gone = cache.store().delete_runs(wanted)
     st.session_state["runs.undo"] = gone
+    _other_rows()
     st.session_state["runs.stayed"] = len(wanted) - len(gone)
     _choose(())
 
@@ -294,8 +295,14 @@ def undo_bar() -> None:
 
 def _restore(ids: Sequence[str]) -> None:
     cache.store().restore_runs(ids)
+    _other_rows()
     _done()
     _choose(())
+
+
+def _other_rows() -> None:
+    """The table holds other runs from now on."""
+    st.session_state["runs.generation"] = st.session_state.get("runs.generation", 0) + 1
 
 
 def _done() -> None:
