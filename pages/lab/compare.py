@@ -42,7 +42,8 @@ def page() -> None:
     if shown is not None:
         with errors.box():
             compare.keep_in_address(shown)
-            compare_pick.draw(shown)
+            if shown.history.runs:
+                compare_pick.draw(shown)
         with errors.box():
             (look if shown.runs else compare_empty.draw)(shown)
 

@@ -235,7 +235,8 @@ def _figures(line: Line, held: compare.Against, title: str) -> list[tuple[str, s
         ("Size", write("size", line.size), ratio, metric("size").help),
     ]
     if line.latency is not None:
-        found.append(("Latency", write("latency", line.latency), "integer kernels", metric("latency").help))
+        of = f"integer kernels, {line.latency_batch or 1} sample{'s' if (line.latency_batch or 1) > 1 else ''}"
+        found.append(("Latency", write("latency", line.latency), of, metric("latency").help))
     return found
 
 

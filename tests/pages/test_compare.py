@@ -15,7 +15,7 @@ from qlab.lab.compared import paired, verdict
 from qlab.lab.store import Store
 from qlab.metrics import metric, write
 from qlab.preset import presets
-from qlab.ui import cache, compare, compare_chart, compare_layers, compare_table, compare_two, errors
+from qlab.ui import cache, compare, compare_chart, compare_columns, compare_layers, compare_table, compare_two, errors
 from tests.many_runs import one_run
 
 MODEL = "outlier_mlp"
@@ -275,7 +275,7 @@ def test_columns_and_baseline_are_there_after_a_walk(compared, ids) -> None:
 
 
 def test_every_column_has_a_help_and_a_width_that_shows_its_heading() -> None:
-    for name, column in compare_table._columns("float", None).items():
+    for name, column in compare_columns.columns("float", None).items():
         assert column.config["help"], name
         label = column.config["label"] or name
         assert column.config["width"] >= 6.4 * len(label) + 14 or not label, name

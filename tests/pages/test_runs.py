@@ -189,6 +189,12 @@ def test_deleted_runs_are_shown_and_restored(open_page, store, three) -> None:
     assert "text" in shown(at)
 
 
+def test_when_all_are_deleted_the_page_says_where_they_are(open_page, store, three) -> None:
+    store.delete_runs([run.id for run in store.list_runs(None)])
+    at = open_page("runs")
+    assert "Every run was deleted" in at.info[0].value
+
+
 def test_run_that_goes_on_is_not_deleted_and_said(open_page, store, three, read) -> None:
     going = store.create_run(kind="experiment", spec=Experiment("outlier_mlp", "outlier_mlp", "x86").to_dict())
     at = select(open_page("runs"), [0])
