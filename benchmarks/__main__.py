@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 import qlab
-from benchmarks import integer, peers
+from benchmarks import integer, peers, sweeps
 from benchmarks.case import Case, Row, load_case, ratio, seconds
 from qlab.config import QuantSpec
 
@@ -237,6 +237,7 @@ MEASURES: dict[str, Callable[[Case], Iterator[Row]]] = {
     "mse": mse_over_histogram_observer,
     "accuracy": accuracy,
     **integer.MEASURES,
+    **sweeps.MEASURES,
 }
 
 

@@ -61,13 +61,13 @@ def torch_int8(case: Case, engine: str = "x86") -> torch.fx.GraphModule:
     batches = case.batches(case.calibration)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
-        prepared = prepare_fx(_as_modules(case), get_default_qconfig_mapping(engine), batches[0])
+        prepared = prepare_fx(as_modules(case), get_default_qconfig_mapping(engine), batches[0])
         for inputs in batches:
             prepared(*inputs)
         return convert_fx(prepared)
 
 
-def _as_modules(case: Case) -> torch.fx.GraphModule:
+def as_modules(case: Case) -> torch.fx.GraphModule:
     """The graph with modules and functions in place of ATen ops, which is all that torch.ao's patterns know."""
     gm = copy.deepcopy(case.model.graph_module)
     functions = {

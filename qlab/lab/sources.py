@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from qlab.graph.capture import Model
     from qlab.lab.sweep import Sweep
 
+DATASET = "dataset"
 Described = TypeVar("Described", "Experiment", "Sweep")
 
 # An artifact's name is its hash alone; readers that go by the ending find one of these beside it.
@@ -92,9 +93,13 @@ def portable_reference(reference: Any, store: Store) -> Any:
             f"The model {getattr(reference, 'name', '')!r} lives in memory and cannot travel to a worker: "
             "write it with torch.export.save and give the path, or use qlab.run, which works in this process."
         )
-    with store.new_file(".npz") as path:
-        reference.save(path)
-        return store.add_upload(path, f"{reference.content_hash[:12]}.npz", kind="dataset").reference
+    saved = store.find_derived(DATASET, reference.content_hash)
+    if saved is None:
+        with store.new_file(".npz") as path:
+            reference.save(path)
+            saved = store.add_upload(path, f"{reference.content_hash[:12]}.npz", kind=DATASET)
+        store.derive(DATASET, reference.content_hash, saved)
+    return saved.reference
 
 
 def label(reference: Any, store: Store) -> str:
