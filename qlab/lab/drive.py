@@ -384,11 +384,14 @@ def sweep_on(runner: JobRunner, sweep: Sweep, progress: ProgressCallback | None 
     """Submit a sweep and wait for its end; gives its id. Raises RunFailed, Cancelled."""
     sweep_id = runner.submit("sweep", sweep=sweep)
     try:
-        while runner.store.is_open(sweep_id):
+        going = True
+        while going:
+            going = runner.store.is_open(sweep_id)  # before the look, so that the end is told too
             if progress is not None:
                 run = runner.store.get_run(sweep_id)
                 progress(run.stage, run.done, run.total)
-            time.sleep(10 * TICK)
+            if going:
+                time.sleep(10 * TICK)
     except BaseException:
         runner.cancel(sweep_id)
         raise
