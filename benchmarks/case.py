@@ -51,6 +51,11 @@ def load_case() -> Case:
             qlab.load_dataset(CIFAR / "test1000.npz", **HOW),
             archive,
         )
+    return load_sample()
+
+
+def load_sample() -> Case:
+    """A trained network that comes with the project."""
     from qlab.samples import SAMPLES
 
     data = qlab.load_dataset("residual_digits")

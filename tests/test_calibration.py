@@ -90,6 +90,8 @@ def test_save_and_load(small, images, tmp_path):
     calib.save(tmp_path / "c.npz")
     again = qlab.Calibration.load(tmp_path / "c.npz")
     same(calib, again)
+    again.save(tmp_path / "again.npz")
+    assert (tmp_path / "again.npz").read_bytes() == (tmp_path / "c.npz").read_bytes()
     assert (again.samples, again.model_hash, again.aliases) == (50, small.content_hash, calib.aliases)
 
 

@@ -22,9 +22,10 @@ from qlab.export.attributes import number, text
 from qlab.export.graph_writer import (
     UINT8,
 )  # fmt: skip
+from qlab.export.markers import DOMAIN
 from qlab.export.products import Products
 from qlab.export.recurrent import write_recurrent
-from qlab.export.template import DOMAIN, Template
+from qlab.export.template import Template
 from qlab.export.values import Clamped, Codes, Constant, OnGrid, Reshaped, Scaled, Value
 from qlab.graph.optypes import OP_TYPES
 from qlab.quant.qparams import QParams

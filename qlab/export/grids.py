@@ -15,7 +15,8 @@ import torch
 
 from qlab.export.attributes import text
 from qlab.export.graph_writer import FLOAT, RANGES, UINT8, GraphWriter, activation_container
-from qlab.export.template import DOMAIN, Template
+from qlab.export.markers import DOMAIN
+from qlab.export.template import Template
 from qlab.export.values import Clamped, Codes, Constant, OnGrid, Reshaped, Scaled, Value, Waiting
 from qlab.quant.fake_quant import quantize
 from qlab.quant.qparams import QParams

@@ -1,19 +1,8 @@
 """The float network as ONNX, exported once: markers stand where a config may put a grid.
 
 `torch.onnx.export` takes seconds and depends on the graph alone. What a config decides (which tensors lie on grids,
-codes, scales, zero points) is put in afterwards by `assemble`, in milliseconds. The markers are nodes of the
-domain "qlab":
-
-    Tap(x) {name}                        the tensor of that name
-    Edge(x) {source, consumer}           the tensor on its way into one op
-    Weight(w), Bias(b) {layer}           constants of a convolution
-    Linear(x, w, b?) {layer, shape}      shape: of the output, -1 for a free size
-    Embedding(w, i) {layer, rank}        rank: of the indices
-    Recurrent(x, h, c?, parameters…) {layer, kind, layers, directions, batch_first, biases}
-    Clamp(x) {low?, high?}               relu and its family
-    Scale(x) {factor}                    a product with a number
-
-None of them is left in a file that is written.
+codes, scales, zero points) is put in afterwards by `assemble`, in milliseconds. The markers are nodes of the domain
+"qlab", which `qlab.export.markers` names.
 """
 
 from __future__ import annotations
@@ -30,15 +19,17 @@ from typing import Any
 
 import onnx
 import torch
-from torch import Tensor, fx
+from torch import fx
 
 from qlab.errors import UnsupportedModel
+from qlab.export import markers
+from qlab.export.markers import DOMAIN
 from qlab.graph.capture import Model
 from qlab.graph.lower import attribute, copy_graph
 from qlab.graph.ops import activation_inputs, is_float, op_type, packet_name
 from qlab.graph.optypes import OP_TYPES
+from qlab.memory import settled
 
-DOMAIN = "qlab"
 OPSET = 21  # the first with 4-bit types and scales for blocks
 _CONVOLUTIONS = tuple(name for name in OP_TYPES if name.startswith("conv"))
 
@@ -89,10 +80,13 @@ def export_template(model: Model) -> Template:
     marked = _mark(model)
     inputs = tuple(torch.zeros(s.example_shape, dtype=s.dtype) for s in model.inputs)
     free = tuple({i: torch.export.Dim.DYNAMIC for i, size in enumerate(s.shape) if size is None} for s in model.inputs)
-    with _quiet():
+    with _quiet(), settled():
         try:
             program = torch.export.export(marked, inputs, dynamic_shapes=free)
-            exported = torch.onnx.export(program, (), dynamo=True, opset_version=OPSET, verbose=False)
+            exported = torch.onnx.export(
+                program, (), dynamo=True, opset_version=OPSET, verbose=False,
+                custom_translation_table=markers.translations(),
+            )  # fmt: skip
         except Exception as error:  # the exporter raises whatever its translations raise
             raise UnsupportedModel(_reason(error), detail=str(error)) from error
     assert exported is not None
@@ -115,71 +109,21 @@ def _reason(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter prints and logs about packages that are not there and about its own deprecations."""
+    """The exporter prints and logs about packages that are not there and about its own deprecations.
+
+    It also notes where in the source each node was made, of which there is none here; that takes a quarter of its time.
+    """
     logger = logging.getLogger("torch.onnx")
-    level = logger.level
+    level, traces = logger.level, fx.config.do_not_emit_stack_traces
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         logger.setLevel(logging.ERROR)
+        fx.config.do_not_emit_stack_traces = True
         try:
             yield
         finally:
             logger.setLevel(level)
-
-
-# ---- the markers, as torch sees them ---------------------------------------------------------------------------------
-
-
-def _symbolic(name: str, inputs: Any, attributes: dict[str, Any], x: Tensor, shape: Any = None) -> Tensor:
-    return torch.onnx.ops.symbolic(
-        f"{DOMAIN}::{name}", inputs, attributes, dtype=x.dtype, shape=x.shape if shape is None else shape, version=1
-    )
-
-
-def tap(x: Tensor, name: str) -> Tensor:
-    return _symbolic("Tap", (x,), {"name": name}, x)
-
-
-def edge(x: Tensor, source: str, consumer: str) -> Tensor:
-    return _symbolic("Edge", (x,), {"source": source, "consumer": consumer}, x)
-
-
-def constant(x: Tensor, role: str, layer: str) -> Tensor:
-    return _symbolic(role, (x,), {"layer": layer}, x)
-
-
-def linear(x: Tensor, w: Tensor, b: Tensor | None, layer: str, sizes: list[int]) -> Tensor:
-    inputs = (x, w) if b is None else (x, w, b)
-    return _symbolic("Linear", inputs, {"layer": layer, "shape": sizes}, x, (*x.shape[:-1], w.shape[0]))
-
-
-def embedding(w: Tensor, indices: Tensor, layer: str) -> Tensor:
-    return _symbolic("Embedding", (w, indices), {"layer": layer, "rank": indices.ndim}, w, (*indices.shape, w.shape[1]))
-
-
-def clamp(x: Tensor, low: float, high: float) -> Tensor:
-    bounds = {"low": low, "high": high}
-    return _symbolic("Clamp", (x,), {k: float(v) for k, v in bounds.items() if math.isfinite(v)}, x)
-
-
-def scale(x: Tensor, factor: float) -> Tensor:
-    return _symbolic("Scale", (x,), {"factor": float(factor)}, x)
-
-
-def recurrent(
-    x: Tensor, states: list[Tensor], parameters: list[Tensor], kind: str, layer: str, layers: int, directions: int,
-    batch_first: bool, biases: bool,
-) -> Any:  # fmt: skip
-    attributes: dict[str, Any] = {
-        "layer": layer, "kind": kind, "layers": layers, "directions": directions, "batch_first": int(batch_first),
-        "biases": int(biases),
-    }  # fmt: skip
-    hidden = states[0].shape[-1]
-    shapes = [(x.shape[0], x.shape[1], hidden * directions), *(s.shape for s in states)]
-    return torch.onnx.ops.symbolic_multi_out(
-        f"{DOMAIN}::Recurrent", (x, *states, *parameters), attributes, dtypes=[x.dtype] * len(shapes), shapes=shapes,
-        version=1,
-    )  # fmt: skip
+            fx.config.do_not_emit_stack_traces = traces
 
 
 # ---- putting them in -------------------------------------------------------------------------------------------------
@@ -206,7 +150,7 @@ class _Marker:
             self._edges(node, name)
             self._layer(node, name)
         if name is not None and is_float(node):
-            self._behind(self.copy_of[node], tap, name)
+            self._behind(self.copy_of[node], markers.tap, name)
 
     def _edges(self, node: fx.Node, name: str) -> None:
         if OP_TYPES[op_type(node)].role not in ("weighted", "compute", "fixed"):
@@ -216,7 +160,7 @@ class _Marker:
             current = self._current(node, copy, source)
             where = self.model.names.get(source) or source.meta.get("parameter_name", source.name)
             with self.gm.graph.inserting_before(copy):
-                new = self.gm.graph.call_function(edge, (current, where, name))
+                new = self.gm.graph.call_function(markers.edge, (current, where, name))
             copy.replace_input_with(current, new)
 
     def _current(self, node: fx.Node, copy: fx.Node, source: fx.Node) -> fx.Node:
@@ -230,35 +174,36 @@ class _Marker:
             self._convolution(node, name)
         elif kind == "linear":
             bias = copy.args[2] if len(copy.args) > 2 else copy.kwargs.get("bias")
-            self._replace(node, linear, (copy.args[0], copy.args[1], bias, name, self._sizes(node)))
+            self._replace(node, markers.linear, (copy.args[0], copy.args[1], bias, name, self._sizes(node)))
         elif kind == "embedding":
-            self._replace(node, embedding, (copy.args[0], copy.args[1], name))
+            rank = len(node.meta["shape"]) - 1
+            self._replace(node, markers.embedding, (copy.args[0], copy.args[1], name, rank))
         elif kind in ("lstm", "gru") and getattr(node.target, "_overloadname", "") == "input":
             self._recurrent(node, name, kind)
         elif kind in ("relu", "relu6", "clamp"):
             low, high = clamp_bounds(node)
             if low is not None and high is not None:
-                self._replace(node, clamp, (copy.args[0], low, high))
+                bounds = (bound if math.isfinite(bound) else None for bound in (low, high))
+                self._replace(node, markers.clamp, (copy.args[0], *bounds))
         elif packet_name(node) == "mul" and isinstance(node.args[1], (int, float)) and is_float(node):
-            self._replace(node, scale, (copy.args[0], node.args[1]))
+            self._replace(node, markers.scale, (copy.args[0], float(node.args[1])))
 
     def _convolution(self, node: fx.Node, name: str) -> None:
         copy = self.copy_of[node]
-        for position, role in ((1, "Weight"), (2, "Bias")):
+        for position, marker in ((1, markers.weight), (2, markers.bias)):
             given = copy.args[position] if len(copy.args) > position else None
             if attribute(self.gm, given) is None:
                 continue
             with self.gm.graph.inserting_before(copy):
-                new = self.gm.graph.call_function(constant, (given, role, name))
+                new = self.gm.graph.call_function(marker, (given, name))
             copy.args = (*copy.args[:position], new, *copy.args[position + 1 :])
 
     def _recurrent(self, node: fx.Node, name: str, kind: str) -> None:
         x, states, parameters, biases, layers, _dropout, _train, both, batch_first = self.copy_of[node].args
         states = [states] if isinstance(states, fx.Node) else list(states)  # type: ignore[arg-type]
         directions = 2 if both else 1
-        self._replace(
-            node, recurrent, (x, states, list(parameters), kind, name, layers, directions, batch_first, biases)  # type: ignore[arg-type]
-        )  # fmt: skip
+        settings = (kind, name, layers, directions, batch_first, biases)
+        self._replace(node, getattr(markers, kind), (x, states, list(parameters), *settings))  # type: ignore[arg-type]
 
     def _sizes(self, node: fx.Node) -> list[int]:
         """The sizes of the output; -1 where a size is free, which the batch axis always may be."""

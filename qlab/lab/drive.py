@@ -16,6 +16,7 @@ from qlab.lab.progress import Progress
 from qlab.lab.store import CANCELLED, DONE, FAILED, Headline, Run, Store
 from qlab.lab.sweep import Sweep
 from qlab.lab.work import STOPPED, recorded
+from qlab.memory import settled
 
 if TYPE_CHECKING:
     from qlab.calibration import Calibration
@@ -323,7 +324,7 @@ def sweep_here(
         run = store.get_run(run_id)
         if not store.start(run_id):
             return
-        shared = opened.experiments[0 if run.position is None else run.position]
+        shared = opened.experiment(run.position or 0)
         work = Work(store, run_id, lambda *_: driver.look([run_id]))
         try:
             if run.kind == "prepare":
@@ -336,7 +337,7 @@ def sweep_here(
             logging.getLogger("qlab.lab").info("run %s ended: %s", run_id, error)
 
     driver = Driver(store, sweep_id, sweep, _Here(store, carry), progress, given=calib is not None)
-    with recorded(store, sweep_id):
+    with recorded(store, sweep_id), settled():
         driver.go()
     return sweep_id
 

@@ -69,7 +69,9 @@ def load(
         stages.append(Stage(EVALUATE_FLOAT, batches))
     work.meter.plan([*stages, *then(batches)])
     work.progress(CHECK)
-    findings = check_against(model.inputs, data, model.n_classes)
+    findings = kept(
+        CHECK, (model.content_hash, data.content_hash), lambda: check_against(model.inputs, data, model.n_classes)
+    )
     errors = [f for f in findings if f.severity == "error"]
     if errors:
         raise DataMismatch(
@@ -96,7 +98,7 @@ def calibration(work: Work, model: Model, data: Dataset, batch_size: int) -> tup
         made.save(path)
         artifact = work.store.add_upload(path, f"{model.name}.calibration.npz", kind=CALIBRATION)
     work.store.derive(CALIBRATION, key, artifact)
-    return made, artifact
+    return kept(CALIBRATION, artifact.hash, lambda: made), artifact
 
 
 def float_evaluation(work: Work, model: Model, data: Dataset, batch_size: int) -> tuple[Evaluation, Artifact]:

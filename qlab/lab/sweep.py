@@ -59,9 +59,9 @@ class Sweep:
         if self.seconds is not None and not (isinstance(self.seconds, int | float) and self.seconds > 0):
             raise InvalidConfig(f"seconds is {self.seconds!r}: use a number above 0, or None.")
         unique: dict[str, tuple[str, QConfigMapping | str]] = {}
-        for name, mapping in self.configs:
-            experiment = self._experiment(name, mapping)
-            unique.setdefault(experiment.spec_hash, (name, mapping))
+        for position, config in enumerate(self.configs):
+            experiment = self.experiment(position)
+            unique.setdefault(experiment.spec_hash, config)
         object.__setattr__(self, "model", experiment.model)
         object.__setattr__(self, "data", experiment.data)
         object.__setattr__(self, "configs", tuple(unique.values()))
@@ -78,7 +78,7 @@ class Sweep:
     @property
     def experiments(self) -> list[Experiment]:
         """One for each config, in the order given."""
-        return [self._experiment(name, mapping) for name, mapping in self.configs]
+        return [self.experiment(position) for position in range(len(self.configs))]
 
     @property
     def order(self) -> list[int]:
@@ -87,7 +87,9 @@ class Sweep:
             return list(range(len(self.configs)))
         return coverage_order([experiment.resolved_mapping for experiment in self.experiments])
 
-    def _experiment(self, name: str, mapping: QConfigMapping | str) -> Experiment:
+    def experiment(self, position: int) -> Experiment:
+        """That of one config, by its place in the order given."""
+        name, mapping = self.configs[position]
         return Experiment(
             self.model, self.data, mapping, batch_size=self.batch_size, calibration_samples=self.calibration_samples,
             seed=self.seed, name=name, backend=self.backend, sqnr_samples=self.sqnr_samples,
