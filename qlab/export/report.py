@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 import qlab
 from qlab.export.report_charts import accuracy_chart, cost_charts, layer_charts
 from qlab.export.report_page import Chart, page, place, plain, text
-from qlab.export.report_rows import FLOAT, Row, rows_of, titles
+from qlab.export.report_rows import FLOAT, Row, rows_of, with_baseline
 from qlab.export.report_tables import accuracy, figures, settings, when
+from qlab.lab.compared import titles
 from qlab.metrics import write
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def comparison_report(
     Raises InvalidConfig when there is no run, one stands twice, or one is no experiment.
     """
     rows = rows_of(store, runs, baseline)
-    than = FLOAT if baseline is None else titles(runs, baseline)[baseline.id]
+    than = FLOAT if baseline is None else titles(with_baseline(runs, baseline))[baseline.id]
     title = title or (f"Comparison of {len(rows)} runs" if len(rows) > 1 else f"Report on {rows[0].title}")
     charts: dict[str, Chart] = {}
 
@@ -71,7 +72,7 @@ def _head(title: str, rows: Sequence[Row], than: str, made: float) -> str:
     found = []
     measured = [row for row in rows if row.line.accuracy is not None and not row.line.dropped]
     if measured:
-        best = max(measured, key=lambda row: row.worth)
+        best = max(measured, key=lambda row: row.line.worth)
         share = accuracy(best.line.accuracy, best.line.low, best.line.high)
         found.append(f"Most accurate: {text(best.title)}, {share}, {plain(best.computed)}.")
     for row in known[:1] if len(of) == 1 else ():
@@ -79,9 +80,9 @@ def _head(title: str, rows: Sequence[Row], than: str, made: float) -> str:
         if reference.accuracy is not None:
             share = accuracy(reference.accuracy, *(reference.accuracy_interval or (None, None)))
             found.append(f"Float: {share}, {plain(write('size', row.line.float_size))}.")
-    equal = [row for row in measured if row.held.short not in ("worse", "") and row.line.size is not None]
+    equal = [row for row in measured if row.held.tone in ("noise", "better") and row.line.size is not None]
     if equal:
-        least = min(equal, key=lambda row: (row.line.size, -row.worth[2]))
+        least = min(equal, key=lambda row: (row.line.size, -row.line.worth[2]))
         found.append(
             f"Smallest that is not worse than {text(than)} beyond chance: {text(least.title)}, "
             f"{plain(write('size', least.line.size))}."

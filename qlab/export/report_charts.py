@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import html
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +18,6 @@ if TYPE_CHECKING:
 
 MOST_DOTS = 40  # rows of dots that one still looks through
 MOST_COLUMNS = 12  # of a heatmap: more cannot be read
-TIMINGS = 20  # jobs looked through for the one that timed these runs
 
 
 def both(make: Callable[[bool], Any], label: str, caption: str = "") -> Chart:
@@ -30,44 +27,34 @@ def both(make: Callable[[bool], Any], label: str, caption: str = "") -> Chart:
 
 def cost_charts(store: Store, rows: Sequence[Row], baseline: Run | None) -> dict[Cost, Chart]:
     """Accuracy over size, and over latency where any run was timed; agreement with float where there are no labels."""
+    from qlab.lab.compared import float_latency
     from qlab.plots.pareto import pareto
-    from qlab.plots.run_points import by_agreement, float_point_of, points_of
+    from qlab.plots.run_points import float_point_of, measure_of, points_of
 
     lines = [row.line for row in rows]
-    key = "agreement" if by_agreement(lines) else "accuracy"
-    if key == "accuracy":
-        lines = [line for line in lines if line.accuracy is not None]
-    names = {row.line.id: row.title for row in rows}
-    samples = next((row.result.reference.predicted for row in rows if row.result is not None), None)
+    key = measure_of(lines)
+    names = {row.run.id: row.title for row in rows}
+    first = next((row for row in rows if row.result is not None), None)
     marked = () if baseline is None else (baseline.id,)
-    known = (
-        len({row.network for row in rows if row.result is not None}) == 1
-    )  # the float network of several is no one point
+    # The float network of several is no one point.
+    one = len({row.network for row in rows if row.result is not None}) == 1
     out: dict[Cost, Chart] = {}
     costs: list[Cost] = ["size", "latency"]
     for cost in costs:
-        points = [replace(point, label=names[point.id]) for point in points_of(lines, cost)]
-        if cost == "latency" and not points:
+        points = points_of(lines, cost, names)
+        count = sum(point.drawable for point in points)
+        if cost == "latency" and not count:
             continue
-        spent = float_latency(store, [row.run for row in rows]) if cost == "latency" else None
-        beside = float_point_of(lines, samples, spent if cost == "size" or spent is not None else math.nan)
-
-        draw = partial(pareto, points, cost, float_point=beside if known else None, selected=marked, key=key)
-
+        beside = None
+        if one and first is not None and first.result is not None:
+            spent = first.line.float_size if cost == "size" else float_latency(store, list(names))
+            beside = float_point_of(lines, spent, first.result.reference.accuracy_interval)
+        draw = partial(pareto, points, cost, float_point=beside, selected=marked, key=key)
         words = "Diamonds are simulated, circles were computed by integer kernels of ONNX Runtime."
         if cost == "latency":
             words += " Times are those of integer kernels, whatever the accuracy was computed with."
-        out[cost] = both(draw, f"{key.capitalize()} over {cost} of {len(points)} runs", words)
+        out[cost] = both(draw, f"{key.capitalize()} over {cost} of {count} runs", words)
     return out
-
-
-def float_latency(store: Store, runs: Sequence[Run]) -> float | None:
-    """Median seconds of a call of the float network, from the newest job that timed it beside one of these runs."""
-    ids = {run.id for run in runs}
-    for job in store.list_runs(TIMINGS, kind="latency", status="done"):
-        if ids & set(job.spec["experiments"]):
-            return store.get_run(job.id).require_result()["latency"]["float"]["median"]
-    return None
 
 
 def accuracy_chart(rows: Sequence[Row]) -> Chart | None:
@@ -78,7 +65,7 @@ def accuracy_chart(rows: Sequence[Row]) -> Chart | None:
     measured = [row for row in rows if row.line.accuracy is not None]
     if not measured:
         return None
-    kept = {row.run.id for row in sorted(measured, key=lambda row: (row.is_baseline, row.worth))[-MOST_DOTS:]}
+    kept = {row.run.id for row in sorted(measured, key=lambda row: (row.is_baseline, row.line.worth))[-MOST_DOTS:]}
     drawn = [row for row in measured if row.run.id in kept]
     floats = _float_dots(measured)
     dots = [*floats, *map(_dot, drawn)]
@@ -139,7 +126,7 @@ def layer_charts(rows: Sequence[Row]) -> dict[str, Chart]:
     out: dict[str, Chart] = {}
     for network in dict.fromkeys(row.network for row in rows):
         mine = [row for row in rows if row.network == network and row.result is not None and row.result.quantized.sqnr]
-        kept = {row.run.id for row in sorted(mine, key=lambda row: (row.is_baseline, row.worth))[-MOST_COLUMNS:]}
+        kept = {row.run.id for row in sorted(mine, key=lambda row: (row.is_baseline, row.line.worth))[-MOST_COLUMNS:]}
         shown = [row for row in mine if row.run.id in kept]
         if not shown:
             continue

@@ -5,33 +5,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from qlab.config import QConfigMapping
 from qlab.difference import config_difference
 from qlab.errors import InvalidConfig, QLabError
-from qlab.lab.compared import Line, line_of, mapping_of, paired, verdict
+from qlab.lab.compared import IS_BASELINE, Against, Line, against, line_of, mapping_of, paired, titles
 from qlab.lab.records import DONE
 
 if TYPE_CHECKING:
-    from qlab.evaluation import Comparison
     from qlab.lab.run import Result
     from qlab.lab.store import Run, Store
 
 FLOAT = "the float network"
 COMPUTED = {"simulated": "simulated", "integer": "integer kernels"}
-
-
-@dataclass(frozen=True)
-class Held:
-    """A run held against the baseline. words: the verdict as a sentence; short: in a word, or empty.
-
-    delta: difference of the shares of right answers, None where there is none.
-    """
-
-    words: str
-    short: Literal["baseline", "better", "worse", "noise", ""] = ""
-    delta: float | None = None
 
 
 @dataclass(frozen=True)
@@ -45,7 +32,7 @@ class Row:
     line: Line
     title: str
     result: Result | None
-    held: Held
+    held: Against
     differs: str
     spec: Mapping[str, Any]
     is_baseline: bool
@@ -60,13 +47,6 @@ class Row:
         """Network and data by their content, known of runs with a result: who shares both shares the float figures."""
         return self.run.model_hash, self.run.data_hash
 
-    @property
-    def worth(self) -> tuple[bool, bool, float, float]:
-        """Higher is better: has a result, evaluated in full, accurate (or agreeing, without labels), small."""
-        line = self.line
-        right = line.accuracy if line.accuracy is not None else line.agreement
-        return right is not None, line.dropped is None, right or 0.0, -float(line.size or 0)
-
 
 def rows_of(store: Store, runs: Sequence[Run], baseline: Run | None) -> list[Row]:
     """A row for each run. Raises InvalidConfig when there is none, one stands twice, or one is no experiment."""
@@ -78,26 +58,22 @@ def rows_of(store: Store, runs: Sequence[Run], baseline: Run | None) -> list[Row
     if several:
         raise InvalidConfig(f"Run {several[0]} is given more than once: name every run once.")
     specs = [spec_of(run) for run in runs]
-    names, lines = titles(runs, baseline), [line_of(run) for run in runs]
+    names, lines = titles(with_baseline(runs, baseline)), [line_of(run) for run in runs]
     than = FLOAT if baseline is None else names[baseline.id]
     start = QConfigMapping() if baseline is None else mapping_of(baseline)
     out = []
     for run, line, spec in zip(runs, lines, specs, strict=True):
         result = _result(store, run)
         same = baseline is not None and run.id == baseline.id
-        held = Held("the baseline", "baseline") if same else _held(store, run, result, baseline, than)
+        held = IS_BASELINE if same else _held(store, run, result, baseline, than)
         differs = config_difference(start, mapping_of(run)).words
         out.append(Row(run, line, names[run.id], result, held, differs, spec, same))
     return out
 
 
-def titles(runs: Sequence[Run], baseline: Run | None) -> dict[str, str]:
-    """Run -> name or config; with the network where there are several, and the number where two are called the same."""
-    every = list({run.id: run for run in [*runs, *([baseline] if baseline else [])]}.values())
-    several = len({run.model for run in every}) > 1
-    first = {run.id: (run.name or run.config or run.id) + (f" · {run.model}" if several else "") for run in every}
-    count = Counter(first.values())
-    return {i: name if count[name] == 1 else f"{name} ({i})" for i, name in first.items()}
+def with_baseline(runs: Sequence[Run], baseline: Run | None) -> list[Run]:
+    """All that are named in a report, each once."""
+    return list({run.id: run for run in [*runs, *([baseline] if baseline else [])]}.values())
 
 
 def _result(store: Store, run: Run) -> Result | None:
@@ -106,20 +82,12 @@ def _result(store: Store, run: Run) -> Result | None:
     return read_result(store, run) if run.status == DONE else None
 
 
-def _held(store: Store, run: Run, result: Result | None, baseline: Run | None, than: str) -> Held:
+def _held(store: Store, run: Run, result: Result | None, baseline: Run | None, than: str) -> Against:
     if result is None:
-        return Held(f"no result: {run.error}" if run.error else f"no result: it is {run.status}")
+        return Against("", f"no result: {run.error}" if run.error else f"no result: it is {run.status}")
     if baseline is None:
-        return _told(result.comparison, than)  # made by the run itself, so its data need not be read
+        return against(result.comparison, than)  # made by the run itself, so its data need not be read
     try:
-        return _told(paired(store, run, baseline).comparison, than)
+        return against(paired(store, run, baseline).comparison, than)
     except QLabError as error:  # other data, data that are gone, a baseline without a result: the report says which
-        return Held(f"not held against the baseline: {error}")
-
-
-def _told(found: Comparison, than: str) -> Held:
-    words = verdict(found, than)
-    if found.p is None:
-        return Held(words)
-    direction: Literal["better", "worse"] = "better" if found.gained > found.lost else "worse"
-    return Held(words, direction if found.significant else "noise", (found.gained - found.lost) / found.n)
+        return Against("", f"not held against the baseline: {error}")

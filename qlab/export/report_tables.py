@@ -63,11 +63,11 @@ def _text(label: str, value: Callable[[Row], str | None], **more: Any) -> Column
 
 
 def _delta(row: Row) -> str:
-    return f'<span class="{row.held.short}">{plain(metric("accuracy").delta(row.held.delta))}</span>'
+    return f'<span class="{row.held.tone}">{plain(metric("accuracy").delta(row.held.delta))}</span>'
 
 
 def _short(row: Row) -> str:
-    return f'<span class="{row.held.short}">{plain(row.held.short)}</span>'
+    return f'<span class="{row.held.tone}">{plain(row.held.short)}</span>'
 
 
 def _latency(row: Row) -> str:

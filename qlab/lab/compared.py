@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from qlab.config import QConfigMapping
 from qlab.difference import observer_words
@@ -17,11 +18,13 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from qlab.data import Dataset
     from qlab.evaluation import Comparison, Evaluation
     from qlab.lab.run import Result
     from qlab.lab.store import Run, Store
 
 QUANTIZED_EVALUATION = "quantized evaluation"  # as the results of runs name it
+TIMINGS = 20  # jobs looked through for the one that timed a run
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,12 @@ class Line:
     def title(self) -> str:
         """Its name, or its config and number where it has none."""
         return self.name or f"{self.config} · {self.id[:4]}"
+
+    @property
+    def worth(self) -> tuple[bool, bool, float, float]:
+        """Higher is better: has a result, evaluated in full, accurate (or agreeing, without labels), small."""
+        right = self.accuracy if self.accuracy is not None else self.agreement
+        return right is not None, self.dropped is None, right or 0.0, -float(self.size or 0)
 
 
 def line_of(run: Run) -> Line:
@@ -195,8 +204,8 @@ def labels_of(store: Store, run: Run) -> NDArray[np.int64] | None:
     return evaluation_data(store, run).targets
 
 
-def evaluation_data(store: Store, run: Run) -> Any:
-    """The samples a run was evaluated on, a Dataset. Raises what reading the data raises, and DataMismatch when the
+def evaluation_data(store: Store, run: Run) -> Dataset:
+    """The samples a run was evaluated on. Raises what reading the data raises, and DataMismatch when the
     file is no longer what the run saw."""
     from qlab.lab.sources import open_data
 
@@ -209,6 +218,43 @@ def evaluation_data(store: Store, run: Run) -> Any:
             "again on the new one."
         )
     return data.evaluation
+
+
+@dataclass(frozen=True)
+class Against:
+    """A run held against a baseline on the samples that both have seen.
+
+    short: the verdict in a word or two; words: in a sentence without its full stop. delta: difference of the shares of
+    right answers; None without labels, or where the two cannot be paired. real: beyond chance; None where nothing can
+    be said.
+    """
+
+    short: str
+    words: str
+    delta: float | None = None
+    p: float | None = None
+    real: bool | None = None
+
+    @property
+    def tone(self) -> Literal["better", "worse", "noise", ""]:
+        """What colour it is told in."""
+        if self.real is None:
+            return ""
+        return "noise" if not self.real else "better" if self.short == "better" else "worse"
+
+
+IS_BASELINE = Against("baseline", "this is the baseline")
+
+
+def against(comparison: Comparison, than: str) -> Against:
+    """What a paired comparison came to. than: what the baseline is called."""
+    words = verdict(comparison, than)
+    if comparison.p is None:
+        return Against(f"{comparison.changed:,} changed" if comparison.changed else "the same", words)
+    delta = (comparison.gained - comparison.lost) / comparison.n
+    if not comparison.significant:
+        return Against("noise" if comparison.changed else "the same", words, delta, comparison.p, False)
+    return Against("worse" if comparison.lost > comparison.gained else "better", words, delta, comparison.p, True)
 
 
 def verdict(comparison: Comparison, than: str) -> str:
@@ -225,6 +271,34 @@ def verdict(comparison: Comparison, than: str) -> str:
 
 
 # ---- several runs ----------------------------------------------------------------------------------------------------
+
+
+def titles(runs: Sequence[Run]) -> dict[str, str]:
+    """Run -> name or config, unlike that of any other of these runs.
+
+    With the network where there are several, and with the beginning of its number where two are called the same.
+    """
+    # Two networks may have one name; of a run without a result the name is all that is known.
+    several = len({run.model for run in runs}) > 1 or len({run.model_hash for run in runs if run.model_hash}) > 1
+    first = {run.id: (run.name or run.config or run.id) + (f" · {run.model}" if several else "") for run in runs}
+    count = Counter(first.values())
+    ids = {run.id for run in runs}
+    length = next(n for n in range(4, max(map(len, ids), default=0) + 5) if len({i[:n] for i in ids}) == len(ids))
+    return {i: name if count[name] == 1 else f"{name} ({i[:length]})" for i, name in first.items()}
+
+
+def newest_timing(store: Store, ids: Collection[str]) -> Run | None:
+    """The newest job that timed one of these runs, with its result; None where there is none."""
+    for job in store.list_runs(TIMINGS, kind="latency", status="done"):
+        if not set(ids).isdisjoint(job.spec["experiments"]):
+            return store.get_run(job.id)
+    return None
+
+
+def float_latency(store: Store, ids: Collection[str]) -> float | None:
+    """Median seconds of a call of the float network, as it was timed beside one of these runs."""
+    job = newest_timing(store, ids)
+    return None if job is None else job.require_result()["latency"]["float"]["median"]
 
 
 def layers_by_run(results: Sequence[Result]) -> tuple[list[str], NDArray[np.float64]]:

@@ -20,6 +20,7 @@ from qlab.lab.database import default_home
 from qlab.lab.process import Process, this_process
 from qlab.lab.progress import Progress
 from qlab.lab.records import CANCELLED, DONE, ENDED, FAILED, OPEN, QUEUED, RUNNING, Artifact, Headline, Run
+from qlab.lab.rows import conditions, run_of
 from qlab.lab.tables import DOCUMENTS, OWNERS, RUNS
 
 APP_STOPPED = "the app was stopped while this run was going"
@@ -274,7 +275,7 @@ class Store(ArtifactStore):
         )
         with self._read() as connection:
             row = connection.execute(query).mappings().one_or_none()
-        return None if row is None else _run(row)
+        return None if row is None else run_of(row)
 
     def find_run(self, prefix: str) -> Run:
         """The run whose id begins like this. Raises InvalidConfig if there is none, or more than one."""
@@ -311,11 +312,11 @@ class Store(ArtifactStore):
         search: words, each part of name, model, data, config, tags or notes, or the beginning of the id. parts: whether
         those that belong to a sweep are among them.
         """
-        conditions = _conditions(ids, status, kind, parent, content_key, search, tag, deleted, owner, parts)
-        query = sa.select(RUNS).where(*conditions)
+        chosen = conditions(ids, status, kind, parent, content_key, search, tag, deleted, owner, parts)
+        query = sa.select(RUNS).where(*chosen)
         query = query.order_by(RUNS.c.created.desc(), RUNS.c.position, RUNS.c.id).limit(limit).offset(offset)
         with self._read() as connection:
-            return [_run(row) for row in connection.execute(query).mappings()]
+            return [run_of(row) for row in connection.execute(query).mappings()]
 
     def count_runs(
         self,
@@ -332,9 +333,18 @@ class Store(ArtifactStore):
         parts: bool = True,
     ) -> int:
         """How many runs list_runs would give without a limit."""
-        conditions = _conditions(ids, status, kind, parent, content_key, search, tag, deleted, owner, parts)
+        chosen = conditions(ids, status, kind, parent, content_key, search, tag, deleted, owner, parts)
         with self._read() as connection:
-            return connection.execute(sa.select(sa.func.count()).select_from(RUNS).where(*conditions)).scalar_one()
+            return connection.execute(sa.select(sa.func.count()).select_from(RUNS).where(*chosen)).scalar_one()
+
+    def stamp(self) -> str:
+        """A word that changes when a run begins, ends, is deleted, or is given a name, tags, notes or a latency."""
+        c = RUNS.c
+        # Progress is left out: it is written a few times a second while something runs.
+        query = sa.select(c.id, c.status, c.name, c.tags, c.notes, c.deleted, c.latency, c.best).order_by(c.id)
+        with self._read() as connection:
+            rows = connection.execute(query).all()
+        return hashlib.sha256(repr([tuple(row) for row in rows]).encode()).hexdigest()
 
     # ---- runs: what a person does with them ----------------------------------------------------------------------
 
@@ -429,52 +439,6 @@ def open_store(home: str | os.PathLike[str] | None = None) -> Store:
     store = Store(home)
     store.recover()
     return store
-
-
-def _conditions(
-    ids: Sequence[str] | None,
-    status: str | Sequence[str] | None,
-    kind: str | Sequence[str] | None,
-    parent: str | None,
-    content_key: str | None,
-    search: str,
-    tag: str | None,
-    deleted: bool,
-    owner: str | None,
-    parts: bool,
-) -> list[sa.ColumnElement[bool]]:
-    c = RUNS.c
-    out: list[sa.ColumnElement[bool]] = [c.deleted.is_not(None) if deleted else c.deleted.is_(None)]
-    if ids is not None:
-        out.append(c.id.in_(ids))
-    if status is not None:
-        out.append(c.status.in_([status] if isinstance(status, str) else status))
-    if kind is not None:
-        out.append(c.kind.in_([kind] if isinstance(kind, str) else kind))
-    if parent is not None:
-        out.append(c.parent == parent)
-    if content_key is not None:
-        out.append(c.content_key == content_key)
-    if owner is not None:
-        out.append(c.owner == owner)
-    if not parts:
-        out.append(c.parent.is_(None))
-    if tag is not None:
-        out.append(c.tags.contains(json.dumps(tag, ensure_ascii=False), autoescape=True))
-    for word in search.split():
-        columns = (c.name, c.model, c.data, c.config, c.tags, c.notes)
-        begins = c.id.startswith(word, autoescape=True)  # the middle of an id means nothing to anybody
-        out.append(sa.or_(begins, *(column.icontains(word, autoescape=True) for column in columns)))
-    return out
-
-
-def _run(row: Mapping[Any, Any]) -> Run:
-    values = {str(k): v for k, v in row.items()}
-    headline = Headline(**{k: values.pop(k) for k in Headline.__dataclass_fields__})
-    values["spec_json"] = values.pop("spec")
-    values["result_json"] = values.pop("result", None)
-    values["tags"] = tuple(json.loads(values["tags"]))
-    return Run(headline=headline, **values)
 
 
 def _is_gone(process: Process, seen: float) -> bool:

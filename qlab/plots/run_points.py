@@ -3,49 +3,59 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Literal
 
 from qlab.plots.pareto import Cost, Point
 
 if TYPE_CHECKING:
     from qlab.lab.compared import Line
 
-
-def points_of(lines: Sequence[Line], cost: Cost) -> list[Point]:
-    """Those of them that have a result and this cost."""
-    return [point for line in lines if (point := _point(line, cost)) is not None]
+Measure = Literal["accuracy", "agreement"]
+NOWHERE = (math.nan, math.nan)  # an interval that is not known
 
 
-def _point(line: Line, cost: Cost) -> Point | None:
-    spent = line.size if cost == "size" else line.latency
-    right = line.accuracy if line.accuracy is not None else line.agreement
-    if spent is None or right is None or line.backend is None:
-        return None
-    low, high = (math.nan if end is None else end for end in (line.low, line.high))
-    return Point(
-        line.id, line.title, float(spent), right, low, high, line.backend, detail=line.config,
-        dropped=line.dropped is not None,
-    )  # fmt: skip
+def measure_of(lines: Iterable[Line]) -> Measure:
+    """Accuracy where any run has one; without labels agreement with float."""
+    return "accuracy" if any(line.accuracy is not None for line in lines) else "agreement"
 
 
-def by_agreement(lines: Sequence[Line]) -> bool:
-    """Whether there are no labels, so that agreement with float is what can be drawn."""
-    return bool(lines) and all(line.accuracy is None for line in lines)
+def points_of(lines: Sequence[Line], cost: Cost, titles: Mapping[str, str] | None = None) -> list[Point]:
+    """A point for each run; what is missing is not a number and left out by the chart, which counts it.
 
-
-def float_point_of(lines: Sequence[Line], samples: int | None = None, latency: float | None = None) -> Point | None:
-    """The float network these runs came from: over its size, or over its latency where that is given.
-
-    None unless all came from one with the same accuracy. samples: predictions behind it, for its interval.
+    titles: run -> what it is called, where that is not its own title.
     """
-    from qlab.evaluation import wilson_interval
+    measure = measure_of(lines)
+    return [_point(line, cost, measure, (titles or {}).get(line.id, line.title)) for line in lines]
 
-    known = {(line.float_accuracy, line.float_size) for line in lines if line.float_accuracy is not None}
-    if len(known) != 1:
+
+def _point(line: Line, cost: Cost, measure: Measure, title: str) -> Point:
+    labelled = measure == "accuracy"
+    return Point(
+        line.id,
+        title,
+        _number(line.size if cost == "size" else line.latency),
+        _number(line.accuracy if labelled else line.agreement),
+        _number(line.low if labelled else None),
+        _number(line.high if labelled else None),
+        backend=line.backend or "simulated",
+        detail=line.config,
+        dropped=line.dropped is not None,
+    )
+
+
+def float_point_of(
+    lines: Sequence[Line], spent: float | None, interval: tuple[float, float] | None = None
+) -> Point | None:
+    """The float network these runs came from; None unless all came from one with the same accuracy.
+
+    spent: its bytes or seconds, None where that is not known. interval: of its accuracy.
+    """
+    known = {line.float_accuracy for line in lines if line.float_accuracy is not None}
+    if len(known) != 1 or measure_of(lines) != "accuracy":
         return None
-    ((accuracy, size),) = known
-    assert accuracy is not None
-    low, high = wilson_interval(round(accuracy * samples), samples) if samples else (math.nan, math.nan)
-    spent = latency if latency is not None else size
-    return None if spent is None else Point("float", "float", float(spent), accuracy, low, high)
+    return Point("float", "float", _number(spent), _number(known.pop()), *(interval or NOWHERE))
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)

@@ -88,14 +88,14 @@ def examples(data: Dataset, *, key: str) -> None:
     chosen = np.unique(np.linspace(0, len(data) - 1, EXAMPLES).astype(int))
     first = data.inputs[0]
     labels = [_label(data, i) for i in chosen]
-    if _is_image(first):
+    if is_image(first):
         low, high = float(first[chosen].min()), float(first[chosen].max())
         # One by one in a row that wraps: st.image with a list leaves no gap between the pictures.
         with st.container(horizontal=True, gap="small"):
             for i, label in zip(chosen, labels, strict=True):
-                st.image(_picture(first[i], low, high), caption=label, width=PICTURE)
+                st.image(picture(first[i], low, high), caption=label, width=PICTURE)
     elif data.is_tokens(0) and first.ndim == 2:
-        words = _vocabulary(data)
+        words = vocabulary(data)
         texts = ["".join(words[t] for t in first[i]) if words else " ".join(map(str, first[i])) for i in chosen[:ROWS]]
         frame = pd.DataFrame({"Text" if words else "Token numbers": texts, "Label": labels[:ROWS]})
         st.dataframe(frame, key=key, hide_index=True, width="stretch")
@@ -118,11 +118,11 @@ def _label(data: Dataset, i: int) -> str:
     return name if name.strip() else "space"
 
 
-def _is_image(array: np.ndarray) -> bool:
+def is_image(array: np.ndarray) -> bool:
     return (array.ndim == 4 and array.shape[1] in (1, 3)) or (array.ndim == 3 and min(array.shape[1:]) >= 8)
 
 
-def _picture(sample: np.ndarray, low: float, high: float) -> np.ndarray:
+def picture(sample: np.ndarray, low: float, high: float) -> np.ndarray:
     """uint8 [H, W] or [H, W, 3], enlarged in whole blocks: the browser would blur a small image."""
     scaled = ((sample.astype(np.float32) - low) * (255 / max(high - low, 1e-12))).astype(np.uint8)
     if scaled.ndim == 3:
@@ -131,7 +131,7 @@ def _picture(sample: np.ndarray, low: float, high: float) -> np.ndarray:
     return scaled.repeat(times, axis=0).repeat(times, axis=1)
 
 
-def _vocabulary(data: Dataset) -> list[str] | None:
+def vocabulary(data: Dataset) -> list[str] | None:
     """Token number -> text, where the classes are the tokens: a network that says what comes next."""
     names = data.class_names
     if names is None or int(data.inputs[0].max()) + 1 != len(names):

@@ -11,12 +11,13 @@ import streamlit as st
 
 from qlab.config import QConfigMapping
 from qlab.errors import DataMismatch, QLabError
-from qlab.ui import cache, history, state
+from qlab.lab import compared
+from qlab.lab.compared import IS_BASELINE, Against, Line, line_of, titles
+from qlab.ui import cache, errors, history, state
 from qlab.ui.history import History
 
 if TYPE_CHECKING:
     from qlab.evaluation import Comparison
-    from qlab.lab.compared import Line
     from qlab.lab.store import Run
 
 USUAL = 12  # the newest, where nobody has chosen
@@ -25,21 +26,6 @@ PAGE = "compare"  # key of the fragment that holds the page
 FLOAT = "the float network"
 # Stands for the float network among the ids in a select box, which would take None for nothing chosen.
 FLOAT_ID = "float"
-
-
-@dataclass(frozen=True)
-class Against:
-    """A run held against the baseline on the samples that both have seen.
-
-    delta: difference of the shares of right answers; None without labels, or where the two cannot be paired.
-    short: the verdict in a word or two; words: in a sentence. real: beyond chance; None where nothing can be said.
-    """
-
-    delta: float | None
-    short: str
-    words: str
-    p: float | None = None
-    real: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -58,8 +44,6 @@ class Compared:
 
     @cached_property
     def lines(self) -> dict[str, Line]:
-        from qlab.lab.compared import line_of
-
         return {run.id: line_of(run) for run in self.runs}
 
     @property
@@ -74,7 +58,7 @@ class Compared:
     @property
     def picked(self) -> Run:
         """The run that was clicked last; before that the best one."""
-        return self.find(state.picked()) or max(self.runs, key=worth)
+        return self.find(state.picked()) or max(self.runs, key=lambda run: self.lines[run.id].worth)
 
     @property
     def networks(self) -> list[str]:
@@ -95,20 +79,7 @@ class Compared:
 
     @cached_property
     def _titles(self) -> dict[str, str]:
-        first = {run.id: run.name or run.config or run.id for run in self.runs}
-        several = len(self.networks) > 1
-        named = {run.id: f"{first[run.id]} · {run.model}" if several else first[run.id] for run in self.runs}
-        count: dict[str, int] = {}
-        for name in named.values():
-            count[name] = count.get(name, 0) + 1
-        return {i: name if count[name] == 1 else f"{name} ({i[:4]})" for i, name in named.items()}
-
-
-def worth(run: Run) -> tuple[bool, float, float]:
-    """Higher is better: evaluated in full, accurate (or agreeing, without labels), small."""
-    head = run.headline
-    right = head.accuracy if head.accuracy is not None else head.agreement
-    return head.dropped is None, -1.0 if right is None else right, -float(head.size or 0)
+        return titles(self.runs)
 
 
 # --- which runs -------------------------------------------------------------------------------------------------------
@@ -182,34 +153,24 @@ def pick(run_id: str) -> None:
 def against(run: Run, baseline: Run | None, title: str) -> Against:
     """This run beside the baseline. title: what the baseline is called."""
     if baseline is not None and baseline.id == run.id:
-        return Against(None, "baseline", "This is the baseline.")
+        return IS_BASELINE
     try:
-        found = comparison(run, baseline)
+        return compared.against(comparison(run, baseline), title)
     except DataMismatch as error:
-        return Against(None, "not paired", str(error))
+        return Against("not paired", str(error).rstrip("."))
     except QLabError as error:
-        return Against(None, "no result", str(error))
-    return told(found, title)
+        return Against("no result", str(error).rstrip("."))
 
 
-def told(found: Comparison, title: str) -> Against:
-    from qlab.lab.compared import verdict
-
-    words = verdict(found, title)
-    if found.p is None:
-        return Against(None, f"{found.changed:,} changed" if found.changed else "the same", words)
-    delta = (found.gained - found.lost) / found.n
-    if not found.changed:
-        return Against(delta, "the same", words, found.p, False)
-    if not found.significant:
-        return Against(delta, "noise", words, found.p, False)
-    return Against(delta, "worse" if found.lost > found.gained else "better", words, found.p, True)
+def say(found: Against) -> None:
+    """The verdict as a badge and a sentence."""
+    colour = {"better": "green", "worse": "orange"}.get(found.tone, "gray")
+    words = found.words[:1].upper() + found.words[1:]
+    st.markdown(f":{colour}-badge[{errors.escape(found.short)}] {errors.escape(words)}.")
 
 
 def mapping_of(run: Run | None) -> QConfigMapping:
     """The config of a run; nothing is quantized in the float network."""
-    from qlab.lab import compared
-
     return QConfigMapping() if run is None else compared.mapping_of(run)
 
 
@@ -221,9 +182,8 @@ def comparison(run: Run, baseline: Run | None) -> Comparison:
 @st.cache_resource(max_entries=2000, show_spinner="Comparing prediction by prediction")
 def _comparison(run_id: str, baseline_id: str, _home: str, _run: Run, _baseline: Run | None) -> Comparison:
     from qlab.evaluation import Comparison
-    from qlab.lab.compared import paired
 
     if _baseline is None:
         # The run made this one itself, so its data need not be read.
         return Comparison.from_dict(cache.store().get_run(run_id).require_result()["comparison"])
-    return paired(cache.store(), _run, _baseline).comparison
+    return compared.paired(cache.store(), _run, _baseline).comparison

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 import streamlit as st
 
 from qlab.errors import QLabError
+from qlab.lab.compared import float_latency, newest_timing
 from qlab.metrics import metric, write
 from qlab.ui import cache, compare, errors, jobs, results, state, widgets
 from qlab.ui.compare import Compared
 
 if TYPE_CHECKING:
-    from qlab.lab.compared import Line
-    from qlab.lab.store import Run
+    from qlab.lab.compared import Against, Line
     from qlab.plots.pareto import Cost, Point
 
 CHART = "compare_pareto"
@@ -50,13 +49,15 @@ def _set_cost(cost: Cost) -> None:
 
 def _chart(shown: Compared, cost: Cost) -> None:
     from qlab.plots.pareto import pareto
+    from qlab.plots.run_points import measure_of, points_of
 
-    key = measure(shown)
+    lines = list(shown.lines.values())
+    key = measure_of(lines)
     made = pareto(
-        [point(line, shown.title(run), cost, key) for run, line in zip(shown.runs, shown.lines.values(), strict=True)],
+        points_of(lines, cost, {run.id: shown.title(run) for run in shown.runs}),
         cost,
         widgets.dark(),
-        float_point=float_point(shown, cost, key),
+        float_point=_float_point(shown, cost),
         selected=(shown.picked.id,),
         key=key,
     )
@@ -69,52 +70,19 @@ def _chart(shown: Compared, cost: Cost) -> None:
     )
 
 
-def measure(shown: Compared) -> str:
-    """Accuracy where any run has one; without labels agreement with float."""
-    return "accuracy" if any(line.accuracy is not None for line in shown.lines.values()) else "agreement"
-
-
-def point(line: Line, title: str, cost: Cost, key: str) -> Point:
-    """A run as the chart takes it; what is missing is not a number and is left out there."""
-    from qlab.plots.pareto import Point
-
-    labelled = key == "accuracy"
-    return Point(
-        line.id,
-        title,
-        _number(getattr(line, cost)),
-        _number(line.accuracy if labelled else line.agreement),
-        _number(line.low if labelled else None),
-        _number(line.high if labelled else None),
-        backend=line.backend or "simulated",
-        detail=line.config,
-        dropped=line.dropped is not None,
-    )
-
-
-def float_point(shown: Compared, cost: Cost, key: str) -> Point | None:
+def _float_point(shown: Compared, cost: Cost) -> Point | None:
     """The float network that all these runs come from; None where there are several, or nothing is known of it."""
-    from qlab.plots.pareto import Point
+    from qlab.plots.run_points import float_point_of
 
-    first = next((line for line in shown.lines.values() if line.float_accuracy is not None), None)
-    if key != "accuracy" or first is None or len({(r.model_hash, r.data_hash) for r in shown.runs}) > 1:
+    if len({(run.model_hash, run.data_hash) for run in shown.runs}) > 1:
         return None
-    if cost == "size":
-        known = first.float_size
-    else:
-        timing = newest_timing(shown)
-        known = None if timing is None else timing.require_result()["latency"]["float"]["median"]
-    return Point("float", "float", _number(known), _number(first.float_accuracy), math.nan, math.nan)
-
-
-def _number(value: float | None) -> float:
-    return math.nan if value is None else float(value)
+    line = shown.lines[shown.runs[0].id]
+    spent = line.float_size if cost == "size" else float_latency(cache.store(), shown.ids)
+    return float_point_of(list(shown.lines.values()), spent, results.float_interval(shown.runs[0]))
 
 
 def _clicked(shown: Compared) -> None:
-    for point in st.session_state[CHART]["selection"]["points"]:
-        found = point.get("customdata")
-        run_id = found[0] if isinstance(found, list) else found
+    for run_id in widgets.clicked(CHART):
         if run_id in shown.ids:
             compare.pick(run_id)
 
@@ -167,7 +135,7 @@ def _latency_state(shown: Compared) -> None:
         st.info("None of these runs has been timed yet: the button above does it, in a process of its own.")
         return
     words = [f"{len(without)} of {len(lines)} have not been timed and are left out"] if without else []
-    newest = newest_timing(shown)
+    newest = newest_timing(cache.store(), shown.ids)
     together = set(newest.spec["experiments"]) if newest else set()
     timed = {run_id for run_id, line in shown.lines.items() if line.latency is not None}
     if not timed <= together:
@@ -178,14 +146,6 @@ def _latency_state(shown: Compared) -> None:
 def _sentence(words: list[str]) -> str:
     text = "; ".join(words)
     return f"{text[:1].upper()}{text[1:]}." if text else ""
-
-
-def newest_timing(shown: Compared) -> Run | None:
-    """The newest job that timed one of these runs, with its result; None where there is none."""
-    for run in cache.store().list_runs(20, kind="latency", status="done"):
-        if set(run.spec["experiments"]) & set(shown.ids):
-            return cache.store().get_run(run.id)
-    return None
 
 
 # --- the run that was clicked -----------------------------------------------------------------------------------------
@@ -201,14 +161,12 @@ def picked(shown: Compared) -> None:
             st.markdown(f"**{errors.escape(shown.title(run))}**", width="stretch")
             _buttons(shown)
         widgets.figures(_figures(line, held, shown.title(baseline)))
-        words = held.words[:1].upper() + held.words[1:]
-        colour = {True: "green" if held.short == "better" else "orange", False: "gray", None: "gray"}[held.real]
-        st.markdown(f":{colour}-badge[{errors.escape(held.short)}] {errors.escape(words.rstrip('.'))}.")
+        compare.say(held)
         if line.dropped:
             st.caption(errors.escape(f"This run was {line.dropped}."))
 
 
-def _figures(line: Line, held: compare.Against, title: str) -> list[tuple[str, str, str | None, str]]:
+def _figures(line: Line, held: Against, title: str) -> list[tuple[str, str, str | None, str]]:
     backend = "on integer kernels" if line.backend == "integer" else "simulated"
     if line.accuracy is not None:
         ends = (
@@ -228,9 +186,8 @@ def _figures(line: Line, held: compare.Against, title: str) -> list[tuple[str, s
         (
             f"Against {errors.escape(title)}",
             metric("accuracy").delta(held.delta),
-            f"p = {write('p_value', held.p)}" if held.p is not None else None,
-            "Difference of the shares of right answers on the samples that both have seen, and how often chance alone "
-            "would flip this unevenly.",
+            None,
+            "Difference of the shares of right answers on the samples that both have seen.",
         ),
         ("Size", write("size", line.size), ratio, metric("size").help),
     ]

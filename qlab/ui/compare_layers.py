@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
-from qlab.ui import cache, compare, errors, results, widgets
+from qlab.ui import cache, errors, results, widgets
 from qlab.ui.compare import Compared
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def chosen(shown: Compared) -> tuple[list[Run], str]:
     if left := len(shown.runs) - len(mine):
         words.append(f"{left} run{'s' if left > 1 else ''} of other networks {'are' if left > 1 else 'is'} left out")
     if len(mine) > MOST:
-        best = {run.id for run in sorted(mine, key=compare.worth, reverse=True)[:MOST]}
+        best = {run.id for run in sorted(mine, key=lambda run: shown.lines[run.id].worth, reverse=True)[:MOST]}
         beside = "" if shown.picked.id in best else " and the one that is picked"
         words.append(f"the best {MOST} of {len(mine)}{beside} are shown")
         mine = [run for run in mine if run.id in best or run.id == shown.picked.id]

@@ -51,8 +51,7 @@ def _choose(shown: Compared) -> None:
         return
     place = {run.id: row for row, run in enumerate(found)}
     rows = sorted(place[i] for i in shown.ids if i in place)
-    if st.session_state.get(TABLE, run_list.selection([]))["selection"]["rows"] != rows:
-        st.session_state[TABLE] = run_list.selection(rows)
+    run_list.choose(TABLE, rows)
     ids = list(place)
     st.dataframe(
         run_list.table(shown.history).loc[ids],

@@ -74,9 +74,7 @@ def _table(shown: Compared) -> None:
     picked = shown.picked.id
     frame = rows(shown, held)
     names = filled(chosen_columns(), shown)
-    chosen = run_list.selection([shown.ids.index(picked)])
-    if st.session_state.get(TABLE, run_list.selection([]))["selection"]["rows"] != chosen["selection"]["rows"]:
-        st.session_state[TABLE] = chosen
+    run_list.choose(TABLE, [shown.ids.index(picked)])
     st.dataframe(
         _grey(frame, held),
         key=TABLE,

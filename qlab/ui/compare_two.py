@@ -9,6 +9,7 @@ import pandas as pd
 import streamlit as st
 
 from qlab.errors import DataMismatch
+from qlab.lab.compared import against
 from qlab.ui import cache, compare, compare_tensor, errors, flips, results, run_list, widgets
 from qlab.ui.compare import Compared
 
@@ -161,10 +162,8 @@ def _flips(shown: Compared, a: Run | None, b: Run) -> None:
     except DataMismatch as error:
         st.info(errors.escape(str(error)))
         return
-    found = compare.told(pair.comparison, shown.title(a))
-    words = found.words[:1].upper() + found.words[1:].rstrip(".")
-    colour = ("green" if found.short == "better" else "orange") if found.real else "gray"
-    st.markdown(f":{colour}-badge[{errors.escape(found.short)}] {errors.escape(words)}.")
+    found = against(pair.comparison, shown.title(a))
+    compare.say(found)
     x, y = (_on(e.backend) for e in (pair.before, pair.after))
     if a is not None and x != y:
         st.caption(f"The first was evaluated {x}, the second {y}: a part of the difference may come from that.")

@@ -93,12 +93,12 @@ def draw(
 
 def _draw(data: Dataset, found: list[Flip], names: tuple[str, str], key: str) -> None:
     first = data.inputs[0]
-    if cards._is_image(first):
+    if cards.is_image(first):
         samples = first[[flip.sample for flip in found]]
         low, high = float(samples.min()), float(samples.max())
         with st.container(horizontal=True, gap="small"):
             for sample, flip in zip(samples, found, strict=True):
-                st.image(cards._picture(sample, low, high), caption=_caption(flip), width=cards.PICTURE)
+                st.image(cards.picture(sample, low, high), caption=_caption(flip), width=cards.PICTURE)
         return
     before, after = (name[:1].upper() + name[1:] for name in names)
     rows = pd.DataFrame(
@@ -121,7 +121,7 @@ def _caption(flip: Flip) -> str:
 
 def _written(data: Dataset, sample: int) -> str:
     first = data.inputs[0][sample]
-    words = cards._vocabulary(data) if data.is_tokens(0) else None
+    words = cards.vocabulary(data) if data.is_tokens(0) else None
     if words:
         return "".join(words[token] for token in first)
     values = first.ravel()[:VALUES]

@@ -5,7 +5,6 @@ With 1,000 runs a look whether something changed takes 2 ms, reading all rows 60
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -98,27 +97,12 @@ class Filter:
 
 def everything(*, deleted: bool = False) -> History:
     """All runs that are there, or all that were deleted."""
-    return _everything(stamp(), deleted, str(cache.store().home))
+    return _everything(cache.store().stamp(), deleted, str(cache.store().home))
 
 
 def experiments() -> History:
     """The experiments that have a result."""
-    return _experiments(stamp(), str(cache.store().home))
-
-
-def stamp() -> str:
-    """A word that changes when a run begins, ends, is deleted, or is given a name, tags, notes or a latency."""
-    import sqlalchemy as sa
-
-    from qlab.lab.tables import RUNS
-
-    c = RUNS.c
-    store = cache.store()
-    # Progress is left out: it is written a few times a second while something runs.
-    query = sa.select(c.id, c.status, c.name, c.tags, c.notes, c.deleted, c.latency, c.best).order_by(c.id)
-    with store._read() as connection:
-        rows = connection.execute(query).all()
-    return hashlib.sha256(repr([tuple(row) for row in rows]).encode()).hexdigest()
+    return _experiments(cache.store().stamp(), str(cache.store().home))
 
 
 @st.cache_resource(max_entries=4, show_spinner="Reading the runs")

@@ -45,20 +45,22 @@ def _result(run_id: str, _home: str) -> Result:
     return read_result(cache.store(), cache.store().get_run(run_id))
 
 
-@st.cache_resource(max_entries=4, show_spinner="Reading the data of this run")
-def _evaluation_data(data: str, calibration_samples: int | None, seed: int, _home: str) -> Dataset:
-    from qlab.lab.sources import open_data
+def float_interval(run: Run) -> tuple[float, float] | None:
+    """Ends of the 95 % interval of the float network's accuracy; None without labels."""
+    return result_of(run).reference.accuracy_interval
 
-    found = open_data(json.loads(data), cache.store())
-    return (found if calibration_samples is None else found.split(calibration_samples, seed)).evaluation
+
+@st.cache_resource(max_entries=4, show_spinner="Reading the data of this run")
+def _evaluation_data(run_id: str, _home: str, _run: Run) -> Dataset:
+    from qlab.lab import compared
+
+    return compared.evaluation_data(cache.store(), _run)
 
 
 def evaluation_data(run: Run) -> Dataset:
-    """The samples this run was measured on, which need not be the data that is open."""
-    spec = run.spec
-    return _evaluation_data(
-        json.dumps(spec["data"], sort_keys=True), spec["calibration_samples"], spec["seed"], str(cache.store().home)
-    )
+    """The samples this run was measured on, which need not be the data that is open. Raises DataMismatch when the file
+    is no longer what the run saw."""
+    return _evaluation_data(run.id, str(cache.store().home), run)
 
 
 # --- above the editor -------------------------------------------------------------------------------------------------

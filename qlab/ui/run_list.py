@@ -105,6 +105,12 @@ def selection(rows: Sequence[int]) -> dict[str, Any]:
     return {"selection": {"rows": list(rows), "columns": [], "cells": []}}
 
 
+def choose(key: str, rows: Sequence[int]) -> None:
+    """Makes these the chosen rows of a table that is about to be drawn."""
+    if st.session_state.get(key, selection([]))["selection"]["rows"] != list(rows):
+        st.session_state[key] = selection(rows)
+
+
 def chosen(key: str, ids: Sequence[str]) -> list[str]:
     """What is chosen in a table of these runs; a row that the table had before is none of them."""
     return [ids[row] for row in st.session_state[key]["selection"]["rows"] if row < len(ids)]

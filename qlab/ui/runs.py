@@ -100,8 +100,7 @@ def _table(known: History, shown: Sequence[Run]) -> list[Run]:
     # The browser tells rows by number, and may do so once more when others stand there: another key is not heard.
     key = f"{TABLE}_{undo.generation()}"
     # Under another filter the same run has another number.
-    if st.session_state.get(key, run_list.selection([]))["selection"]["rows"] != rows:
-        st.session_state[key] = run_list.selection(rows)
+    run_list.choose(key, rows)
     ids = list(place)
     with st.container(key=TABLE):
         st.dataframe(

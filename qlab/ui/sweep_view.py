@@ -10,7 +10,7 @@ import streamlit as st
 
 from qlab.errors import QLabError
 from qlab.metrics import MISSING, metric, write
-from qlab.ui import cache, errors, jobs, state, widgets
+from qlab.ui import cache, errors, jobs, results, state, widgets
 
 if TYPE_CHECKING:
     from qlab.lab.store import Run
@@ -89,6 +89,8 @@ def _ended(run: Run) -> None:
 
 
 def _actions(run: Run, parts: Sequence[Run], missing: Sequence[Run]) -> None:
+    from qlab.lab.compared import line_of
+
     best = next((part for part in parts if part.id == run.best), None)
     st.button(
         "Use the best config", key="sweep_use", disabled=best is None, on_click=_use, args=(best,),
@@ -99,7 +101,7 @@ def _actions(run: Run, parts: Sequence[Run], missing: Sequence[Run]) -> None:
         "Compare the configs", key="sweep_compare", disabled=not done,
         help=f"Opens the comparison with these runs; of more than {COMPARED} with the best.",
     ):  # fmt: skip
-        ranked = sorted(done, key=_rank, reverse=True)
+        ranked = sorted(done, key=lambda part: line_of(part).worth, reverse=True)
         state.set_compared([part.id for part in ranked[:COMPARED]])
         st.switch_page("pages/lab/compare.py")
     if missing:
@@ -194,16 +196,16 @@ def _chart(run: Run, parts: Sequence[Run]) -> None:
     """Accuracy over size of what is done; a click opens the run."""
     from qlab.lab.compared import line_of
     from qlab.plots.pareto import pareto
-    from qlab.plots.run_points import by_agreement, float_point_of, points_of
+    from qlab.plots.run_points import float_point_of, measure_of, points_of
 
-    lines = [line_of(part) for part in parts if part.status == "done"]
-    if not lines:
+    done = [part for part in parts if part.status == "done"]
+    if not done:
         return
-    agreement = by_agreement(lines)
-    samples = max((line.samples or 0 for line in lines), default=0)
+    lines = [line_of(part) for part in done]
     made = pareto(
-        points_of(lines, "size"), "size", widgets.dark(), float_point=float_point_of(lines, samples),
-        selected=[run.best] if run.best else [], key="agreement" if agreement else "accuracy",
+        points_of(lines, "size"), "size", widgets.dark(),
+        float_point=float_point_of(lines, lines[0].float_size, results.float_interval(done[0])),
+        selected=[run.best] if run.best else [], key=measure_of(lines),
     )  # fmt: skip
     key = f"sweep_pareto_{run.id}"
     if not run.ended:
@@ -216,18 +218,10 @@ def _chart(run: Run, parts: Sequence[Run]) -> None:
 
 
 def _clicked(key: str, parts: Sequence[Run]) -> None:
-    for point in st.session_state[key]["selection"]["points"]:
-        found = point.get("customdata")
-        run_id = found[0] if isinstance(found, list) else found
+    for run_id in widgets.clicked(key):
         if run_id in {part.id for part in parts}:
             state.set_run(run_id)
             st.session_state["sweep_opened"] = True
-
-
-def _rank(part: Run) -> tuple[bool, float, float]:
-    head = part.headline
-    right = head.accuracy if head.accuracy is not None else head.agreement
-    return head.dropped is None, -1.0 if right is None else right, -float(head.size or 0)
 
 
 def _table(run: Run, parts: Sequence[Run]) -> None:

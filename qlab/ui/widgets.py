@@ -51,6 +51,12 @@ def chart(figure: go.Figure, *, key: str, **kwargs: Any) -> Any:
     return st.plotly_chart(figure, key=key, width="stretch", theme=None, config={"displaylogo": False}, **kwargs)
 
 
+def clicked(key: str) -> list[str]:
+    """What the marks that were clicked in a chart carry as customdata; for its on_select."""
+    found = [point.get("customdata") for point in st.session_state[key]["selection"]["points"]]
+    return [one[0] if isinstance(one, list) else one for one in found]
+
+
 def figures(values: list[tuple[str, str, str | None, str]]) -> None:
     """Large figures in one row, which wraps where it is narrow: (label, value, note under it, help)."""
     with st.container(

@@ -9,7 +9,8 @@ import pytest
 
 import qlab
 from qlab.errors import DataMismatch, RunFailed
-from qlab.lab.compared import layers_by_run, line_of, mapping_of, paired, verdict
+from qlab.evaluation import Comparison
+from qlab.lab.compared import against, layers_by_run, line_of, mapping_of, paired, titles, verdict
 from qlab.lab.run import read_result
 from qlab.lab.store import Store
 
@@ -77,6 +78,39 @@ def test_two_runs_are_compared_sample_by_sample(home: Store, few, swept) -> None
     assert (back.lost, back.gained, back.p) == (pair.comparison.gained, pair.comparison.lost, pair.comparison.p)
     same = paired(home, good, good)
     assert same.verdict("itself") == "every prediction is that of itself on 400 samples"
+
+
+def test_the_verdict_in_a_word(home: Store, swept) -> None:
+    good, _, bad, _ = swept
+    found = {name: against(paired(home, a, b).comparison, "it") for name, a, b in (
+        ("worse", bad, good), ("better", good, bad), ("the same", good, good),
+    )}  # fmt: skip
+    assert {name: one.short for name, one in found.items()} == {name: name for name in found}
+    assert [one.tone for one in found.values()] == ["worse", "better", "noise"]
+    assert [one.real for one in found.values()] == [True, True, False]
+    worse, better, same = found.values()
+    assert worse.delta == -better.delta < 0
+    assert same.delta == 0
+    assert worse.words == paired(home, bad, good).verdict("it")
+
+
+def test_the_verdict_without_labels() -> None:
+    found = against(Comparison(0, 0, 3, 40, None, (), (), (0, 1, 2)), "float")
+    assert (found.short, found.tone, found.delta, found.real) == ("3 changed", "", None, None)
+
+
+def test_titles_tell_runs_apart(swept) -> None:
+    first, second, *_ = swept
+    same = replace(second, name=first.name)
+    alike = [replace(first, id=i, name="a") for i in ("12345", "12346")]
+    assert titles(alike) == {"12345": "a (12345)", "12346": "a (12346)"}
+    assert titles([]) == {}
+    other = replace(second, name=first.name, model_hash="another network of that name")
+    assert list(titles([first, second]).values()) == [first.name, second.name]
+    assert list(titles([first, same]).values()) == [f"{run.name} ({run.id[:4]})" for run in (first, same)]
+    assert all(title.endswith(f" · {first.model} ({i[:4]})") for i, title in titles([first, other]).items())
+    # Without a result nothing is known of its network but the name.
+    assert titles([first, replace(second, model_hash=None)])[first.id] == first.name
 
 
 def test_against_float(home: Store, swept) -> None:

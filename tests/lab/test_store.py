@@ -175,6 +175,29 @@ def _write_runs(home: str, worker: int) -> None:
         store.finish(run_id, DONE, result={"worker": worker, "i": i})
 
 
+def test_the_stamp_changes_with_what_a_list_shows_and_not_with_progress(store: Store) -> None:
+    seen = [store.stamp()]
+
+    def changed() -> bool:
+        seen.append(store.stamp())
+        return seen[-1] not in seen[:-1]
+
+    run_id = store.create_run(kind="experiment", spec={})
+    assert changed()
+    store.start(run_id)
+    assert changed()
+    store.report(run_id, Progress("work", 1, 2, 0.5, 3.0))
+    assert not changed()
+    store.annotate(run_id, name="first")
+    assert changed()
+    store.annotate(run_id, tags=["a"], notes="b")
+    assert changed()
+    store.finish(run_id, DONE, result={})
+    assert changed()
+    store.delete_runs([run_id])
+    assert changed()
+
+
 def test_four_processes_write_at_once(tmp_path: Path) -> None:
     home = str(tmp_path / "home")  # which none of them finds there
     processes = [
