@@ -136,6 +136,14 @@ def duration(seconds: float) -> str:
     raise AssertionError("the last unit always returns")
 
 
+def about_duration(seconds: float) -> str:
+    """A time that is estimated, in whole seconds: less than 1 s, about 3 s, about 2 min 05 s."""
+    whole = round(seconds)
+    if whole < 1:
+        return "less than 1 s"
+    return f"about {whole} s" if whole < 60 else f"about {duration(whole)}"
+
+
 def duration_range(low: float, high: float) -> str:
     """`1.70 … 1.75 ms`: both ends in the unit of the higher one."""
     _, unit = duration(high).split(" ", 1)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from qlab.metrics import METRICS, duration_range, metric, write
+from qlab.metrics import METRICS, about_duration, duration_range, metric, write
 
 
 @pytest.mark.parametrize(
@@ -75,3 +75,14 @@ def test_every_metric_explains_itself():
 )
 def test_a_range_of_times_names_its_unit_once(low, high, text):
     assert duration_range(low, high) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.0, "less than 1 s"), (0.5, "less than 1 s"), (0.901, "about 1 s"), (3.4, "about 3 s"), (59.4, "about 59 s"),
+        (59.6, "about 1 min 00 s"), (125.2, "about 2 min 05 s"),
+    ],
+)  # fmt: skip
+def test_an_estimate_is_told_in_whole_seconds(seconds, text):
+    assert about_duration(seconds) == text

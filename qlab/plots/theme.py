@@ -107,6 +107,8 @@ def template(dark: bool) -> go.layout.Template:
                 "bgcolor": colours.background,
                 "bordercolor": colours.rule,
             },
+            # Without one of its own plotly takes grey for what lies behind the buttons of a transparent chart.
+            "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": colours.muted, "activecolor": colours.text},
             "legend": {"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0, "font": {"color": colours.muted}},
             "xaxis": axis,
             "yaxis": axis,

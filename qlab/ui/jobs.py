@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import streamlit as st
 
-from qlab.metrics import write
+from qlab.metrics import about_duration
 from qlab.ui import cache, errors
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def _stage(run: Run) -> str:
     if run.status == "queued":
         return "waiting for a free worker"
     steps = f", {run.done} of {run.total}" if run.total else ""
-    left = f" · {write('duration', run.seconds_left)} left" if run.seconds_left is not None else ""
+    left = f" · {about_duration(run.seconds_left)} left" if run.seconds_left is not None else ""
     return f"{run.stage or 'starting'}{steps}{left}"
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import streamlit as st
 
 from qlab.errors import QLabError
-from qlab.metrics import write
+from qlab.metrics import about_duration
 from qlab.ui import cache, config_editor, errors, estimate, jobs, prepared, results, state
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def _expected(model: Model | None) -> str:
     if not found:
         return "no earlier run to tell the time"
     seconds, count = found
-    return f"about {write('duration', seconds)}, by {count} earlier run{'s' if count > 1 else ''}"
+    return f"{about_duration(seconds)}, by {count} earlier run{'s' if count > 1 else ''}"
 
 
 def _data_hash() -> str:

@@ -13,7 +13,7 @@ import streamlit as st
 from qlab.config import MODES, QSCHEMES, QConfigMapping
 from qlab.errors import InvalidConfig, QLabError
 from qlab.lab.grid import Grid
-from qlab.metrics import write
+from qlab.metrics import about_duration
 from qlab.quant.observers import OBSERVERS
 from qlab.ui import cache, errors, jobs, prepared, state, widgets
 from qlab.ui.config_editor import MODE_NAMES, granularities_for
@@ -216,15 +216,10 @@ def _words(chosen: Plan, sweep: Sweep, model: Model) -> str:
         seconds, by = found
         if chosen.minutes is not None:
             seconds = min(seconds, 60 * chosen.minutes)
-        parts.append(f"about {write('duration', _rounded(seconds))}{', going by ' + by if by else ''}")
+        parts.append(about_duration(seconds) + (f", going by {by}" if by else ""))
     else:
         parts.append("how long it takes is known once the network has been calibrated")
     return " · ".join(parts)
-
-
-def _rounded(seconds: float) -> float:
-    """Two digits: it is an estimate."""
-    return float(f"{seconds:.2g}")
 
 
 def _known(sweep: Sweep, model: Model) -> int:
