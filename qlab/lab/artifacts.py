@@ -18,6 +18,7 @@ from sqlalchemy.exc import IntegrityError
 
 from qlab.errors import BadUpload, InvalidConfig
 from qlab.lab.database import Database
+from qlab.lab.kept import file_key
 from qlab.lab.records import Artifact
 from qlab.lab.tables import ARTIFACTS, DERIVED
 
@@ -27,6 +28,10 @@ _HASH = re.compile(r"[0-9a-f]{64}")
 
 class ArtifactStore(Database):
     """Uploads, models, calibrations and reports; what is there already is kept once."""
+
+    def __init__(self, home: str | os.PathLike[str] | None = None, url: str | None = None) -> None:
+        super().__init__(home, url)
+        self._intact: dict[str, tuple[Any, ...]] = {}  # hash -> the file that was found to hold it
 
     def add_upload(
         self,
@@ -153,15 +158,26 @@ class ArtifactStore(Database):
 
     def find_derived(self, kind: str, key: str) -> Artifact | None:
         """What was derived, or None if it never was, or its file is gone or no longer what it was."""
-        query = sa.select(DERIVED.c.artifact).where(DERIVED.c.kind == kind, DERIVED.c.key == key)
+        of_it = sa.and_(DERIVED.c.artifact == ARTIFACTS.c.hash, DERIVED.c.kind == kind, DERIVED.c.key == key)
         with self._read() as connection:
-            digest = connection.execute(query).scalar_one_or_none()
-        if digest is None or not self._artifact_path(digest).exists():
+            row = connection.execute(sa.select(ARTIFACTS).join(DERIVED, of_it)).one_or_none()
+        if row is None:
             return None
-        artifact = self.artifact(digest)
-        with artifact.path.open("rb") as stream:
-            intact = hashlib.file_digest(stream, "sha256").hexdigest() == digest
-        return artifact if intact else None
+        artifact = Artifact(**row._mapping, path=self._artifact_path(row.hash))
+        return artifact if self._is_intact(artifact) else None
+
+    def _is_intact(self, artifact: Artifact) -> bool:
+        """Whether the file holds what its name says; it is read once, and again when it was touched since."""
+        try:
+            key = file_key(artifact.path)
+            if self._intact.get(artifact.hash) != key:
+                with artifact.path.open("rb") as stream:
+                    if hashlib.file_digest(stream, "sha256").hexdigest() != artifact.hash:
+                        return False
+                self._intact[artifact.hash] = key
+        except FileNotFoundError:
+            return False
+        return True
 
 
 def _megabytes(count: int) -> str:
