@@ -98,6 +98,8 @@ def sweep_over_peers(case: Case) -> Iterator[Row]:
     targets = case.evaluation.targets
     with tempfile.TemporaryDirectory(prefix="qlab-bench-") as folder:
         _warm_up(case, folder + "/first")
+        # Opened anew: what other measures worked out about this network, its exported graph above all, stays with it.
+        case = replace(case, model=qlab.load_model(case.archive))
         store = Store(folder)
         start = time.perf_counter()
         found = qlab.sweep(case.model, data, GRID, store=store, sqnr_samples=0)
