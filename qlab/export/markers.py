@@ -53,9 +53,11 @@ def _node(op_type: str, outputs: int = 1, **attributes: Any) -> onnxscript.value
 
 def _mark(name: str, schema: str, shapes: Callable[..., Any], write: Callable[..., Any]) -> Any:
     """An op of torch that only ever stands in a graph. shapes: what it gives; write: makes its node."""
-    torch.library.define(f"{DOMAIN}::{name}", schema)
-    torch.library.register_fake(f"{DOMAIN}::{name}", shapes)
-    op = getattr(getattr(torch.ops, DOMAIN), name).default
+    known = getattr(torch.ops, DOMAIN)
+    if not hasattr(known, name):  # torch has one register, and a module may be loaded anew, as Streamlit does
+        torch.library.define(f"{DOMAIN}::{name}", schema)
+        torch.library.register_fake(f"{DOMAIN}::{name}", shapes)
+    op = getattr(known, name).default
     _translations[op] = write
     return op
 

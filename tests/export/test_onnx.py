@@ -1,5 +1,6 @@
 """The ONNX files: every sample with every preset, executed by plain ONNX Runtime in a process without the lab."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from torch import nn
 import qlab
 from qlab.config import QConfig, QConfigMapping, QuantSpec
 from qlab.errors import InvalidConfig, UnsupportedModel
+from qlab.export import markers
 from qlab.export.onnx_file import float_onnx, quantized_onnx
 from qlab.export.template import Template, export_template, keep_template, template
 from qlab.runtime.executed import executed
@@ -452,3 +454,10 @@ def test_names_of_files_are_checked(samples, tmp_path):
         qmodel.to_onnx(tmp_path / "model.bin")
     with pytest.raises(InvalidConfig, match="no folder"):
         qmodel.to_onnx(tmp_path / "nowhere" / "model.onnx")
+
+
+def test_the_module_of_the_markers_can_be_loaded_anew() -> None:
+    before = markers.translations()
+    again = importlib.reload(markers).translations()
+    assert list(again) == list(before)
+    assert export_template(qlab.load_model("outlier_mlp")).proto.graph.node
