@@ -214,7 +214,7 @@ def test_nothing_lies_beside_the_page(opened, width) -> None:
     assert found.page.evaluate("() => document.documentElement.scrollWidth") == width
     for name in ("runs", "settings"):
         assert found.page.locator(f"#{name}").evaluate("(t) => t.scrollWidth <= t.parentNode.clientWidth")
-    # No word is broken to make room: a verdict is one word, so one line.
+    # No word is broken to make room, and a verdict stands on one line.
     verdicts = found.page.locator("#runs td span")
     assert verdicts.count() == 2 * 10 - 1  # the baseline has no difference
     for number in range(verdicts.count()):
