@@ -157,10 +157,13 @@ def _one_more(case: Case, data: Dataset, store: Store, each: float) -> Iterator[
         ours = time.perf_counter() - start
         peer = with_torch_ao(case, *_key(run))
         observer = run.name.split(" · ")[-1] if "·" in run.name else name
+        took = store.get_run(run.id).require_result()["timings"]
+        grids, graph, kernels = (1000 * took[s] for s in ("convert", "export graph", "evaluate quantized"))
         yield Row(
             f"a 25th config, {observer}: ours / torch.ao's for the same", f"1/{peer.seconds / ours:.0f}", "≤ 1/20",
             ours <= peer.seconds / 20,
-            f"{ours * 1000:.0f} ms and {peer.seconds:.1f} s; 1/{each / ours:.0f} of the mean of the 24, {each:.1f} s",
+            f"{ours * 1000:.0f} ms (grids and network {grids:.0f}, ONNX graph and session {graph:.0f}, evaluation "
+            f"{kernels:.0f}) and {peer.seconds:.1f} s; 1/{each / ours:.0f} of the mean of the 24, {each:.1f} s",
         )  # fmt: skip
 
 

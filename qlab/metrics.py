@@ -136,6 +136,9 @@ def duration(seconds: float) -> str:
     raise AssertionError("the last unit always returns")
 
 
+COMPUTED = {"simulated": "simulated", "integer": "on integer kernels"}  # backend -> how a figure came about, in words
+
+
 def about_duration(seconds: float) -> str:
     """A time that is estimated, in whole seconds: less than 1 s, about 3 s, about 2 min 05 s."""
     whole = round(seconds)

@@ -10,7 +10,7 @@
     Scale(x) {factor}                    a product with a number
 
 None of them is left in a file that is written. `torch.onnx.ops.symbolic` would do without ops of our own, but carries
-the shape of every mark through the graph as values, which takes half of the time of an export.
+the shape of every mark through the graph as values, which makes an export slower.
 """
 
 from __future__ import annotations

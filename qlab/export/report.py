@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import qlab
 from qlab.export.report_charts import accuracy_chart, cost_charts, layer_charts
 from qlab.export.report_page import Chart, page, place, plain, text
-from qlab.export.report_rows import FLOAT, Row, rows_of, with_baseline
+from qlab.export.report_rows import Row, rows_of, with_baseline
 from qlab.export.report_tables import accuracy, figures, settings, when
-from qlab.lab.compared import titles
+from qlab.lab.compared import FLOAT, titles
 from qlab.metrics import write
 
 if TYPE_CHECKING:

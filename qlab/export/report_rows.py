@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any
 from qlab.config import QConfigMapping
 from qlab.difference import config_difference
 from qlab.errors import InvalidConfig, QLabError
-from qlab.lab.compared import IS_BASELINE, Against, Line, against, line_of, mapping_of, paired, titles
+from qlab.lab.compared import FLOAT, IS_BASELINE, Against, Line, against, line_of, mapping_of, paired, titles
 from qlab.lab.records import DONE
 
 if TYPE_CHECKING:
     from qlab.lab.run import Result
     from qlab.lab.store import Run, Store
 
-FLOAT = "the float network"
 COMPUTED = {"simulated": "simulated", "integer": "integer kernels"}
 
 

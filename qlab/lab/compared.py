@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from qlab.lab.store import Run, Store
 
 QUANTIZED_EVALUATION = "quantized evaluation"  # as the results of runs name it
+FLOAT = "the float network"  # what a run is held against where no other run is
 TIMINGS = 20  # jobs looked through for the one that timed a run
 
 
@@ -87,7 +88,7 @@ def line_of(run: Run) -> Line:
     return Line(
         id=run.id, name=run.name, model=run.model, data=run.data, config=run.config,
         **_about(_mapping_text(run.spec_json)),
-        backend=head.backend or ("simulated" if head.samples else None),  # runs of before it was noted were simulated
+        backend=head.computed if head.backend or head.samples else None,
         accuracy=head.accuracy, low=head.accuracy_low, high=head.accuracy_high, float_accuracy=head.float_accuracy,
         # Of a run that was stopped early the float figure is of other samples.
         delta_float=head.accuracy - head.float_accuracy if same else None,  # type: ignore[operator]

@@ -37,6 +37,11 @@ class Headline:
     latency: float | None = None
     latency_batch: int | None = None
 
+    @property
+    def computed(self) -> str:
+        """The backend; runs of before it was written down were all simulated."""
+        return self.backend or "simulated"
+
 
 @dataclass(frozen=True)
 class Run:

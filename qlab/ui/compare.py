@@ -12,7 +12,7 @@ import streamlit as st
 from qlab.config import QConfigMapping
 from qlab.errors import DataMismatch, QLabError
 from qlab.lab import compared
-from qlab.lab.compared import IS_BASELINE, Against, Line, line_of, titles
+from qlab.lab.compared import FLOAT, IS_BASELINE, Against, Line, line_of, titles
 from qlab.ui import cache, errors, history, state
 from qlab.ui.history import History
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 USUAL = 12  # the newest, where nobody has chosen
 MOST = 200  # compared at once
 PAGE = "compare"  # key of the fragment that holds the page
-FLOAT = "the float network"
 # Stands for the float network among the ids in a select box, which would take None for nothing chosen.
 FLOAT_ID = "float"
 

@@ -8,7 +8,7 @@ import streamlit as st
 
 from qlab.errors import QLabError
 from qlab.lab.compared import float_latency, newest_timing
-from qlab.metrics import metric, write
+from qlab.metrics import COMPUTED, metric, write
 from qlab.ui import cache, compare, errors, jobs, results, state, widgets
 from qlab.ui.compare import Compared
 
@@ -160,14 +160,14 @@ def picked(shown: Compared) -> None:
         with st.container(horizontal=True, vertical_alignment="center", gap="small"):
             st.markdown(f"**{errors.escape(shown.title(run))}**", width="stretch")
             _buttons(shown)
-        widgets.figures(_figures(line, held, shown.title(baseline)))
+        widgets.figures(_figures(line, run.headline.computed, held, shown.title(baseline)))
         compare.say(held)
         if line.dropped:
             st.caption(errors.escape(f"This run was {line.dropped}."))
 
 
-def _figures(line: Line, held: Against, title: str) -> list[tuple[str, str, str | None, str]]:
-    backend = "on integer kernels" if line.backend == "integer" else "simulated"
+def _figures(line: Line, computed: str, held: Against, title: str) -> list[tuple[str, str, str | None, str]]:
+    backend = COMPUTED[computed]
     if line.accuracy is not None:
         ends = (
             None if line.low is None or line.high is None else f"{metric('accuracy').interval(line.low, line.high)} %"
@@ -176,7 +176,7 @@ def _figures(line: Line, held: Against, title: str) -> list[tuple[str, str, str 
             f"Accuracy, {backend}",
             write("accuracy", line.accuracy),
             ends,
-            results.HELP[line.backend or "simulated"],
+            results.HELP[computed],
         )
     else:
         first = (f"Agreement, {backend}", write("agreement", line.agreement), "no labels", metric("agreement").help)

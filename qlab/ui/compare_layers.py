@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
+from qlab.metrics import COMPUTED
 from qlab.ui import cache, errors, results, widgets
 from qlab.ui.compare import Compared
 
@@ -19,9 +20,9 @@ def draw(shown: Compared) -> None:
     from qlab.plots.heatmap import sqnr_heatmap
 
     runs, words = chosen(shown)
-    backends = {backend(run) for run in runs}
+    backends = {run.headline.computed for run in runs}
     # With what the figures come from, where they differ: simulated noise is not shown as that of kernels.
-    names = [f"{shown.title(run)} · {backend(run)}" if len(backends) > 1 else shown.title(run) for run in runs]
+    names = [shown.title(run) + (f" · {run.headline.computed}" if len(backends) > 1 else "") for run in runs]
     layers, matrix = _matrix(tuple(run.id for run in runs), str(cache.store().home), runs)
     st.caption(errors.escape(words))
     widgets.chart(
@@ -29,10 +30,6 @@ def draw(shown: Compared) -> None:
         key="compare_heatmap",
         alt=f"SQNR of {len(layers)} layers under {len(runs)} runs",
     )
-
-
-def backend(run: Run) -> str:
-    return run.headline.backend or "simulated"
 
 
 def chosen(shown: Compared) -> tuple[list[Run], str]:
@@ -46,9 +43,8 @@ def chosen(shown: Compared) -> tuple[list[Run], str]:
         beside = "" if shown.picked.id in best else " and the one that is picked"
         words.append(f"the best {MOST} of {len(mine)}{beside} are shown")
         mine = [run for run in mine if run.id in best or run.id == shown.picked.id]
-    backends = {backend(run) for run in mine}
-    how = {"simulated": "simulated", "integer": "on integer kernels"}
-    measured = how[backends.pop()] if len(backends) == 1 else "simulated or on integer kernels, as named"
+    backends = {run.headline.computed for run in mine}
+    measured = COMPUTED[backends.pop()] if len(backends) == 1 else "simulated or on integer kernels, as named"
     first = f"Measured on evaluation samples, {measured}, with the errors of earlier layers: dark is where it is lost"
     return mine, "; ".join([first, *words]) + "."
 

@@ -49,23 +49,11 @@ def _choose(shown: Compared) -> None:
     if not found:
         st.info("No finished experiment has all of these words and properties: take one of the filters away.")
         return
-    place = {run.id: row for row, run in enumerate(found)}
-    rows = sorted(place[i] for i in shown.ids if i in place)
-    run_list.choose(TABLE, rows)
-    ids = list(place)
-    st.dataframe(
-        run_list.table(shown.history).loc[ids],
-        key=TABLE,
-        width="stretch",
-        height=run_list.height(len(ids), HEIGHT),
-        hide_index=True,
-        column_order=COLUMNS,
-        column_config=run_list.columns(),
-        placeholder="–",
-        on_select=lambda: _selected(ids, shown.ids),
-        selection_mode="multi-row",
-        alt="Runs that can be compared",
-    )
+    ids = [run.id for run in found]
+    run_list.pick(
+        shown.history, ids, shown.ids, lambda ticked: compare.choose(compared_with(ticked, ids, shown.ids)),
+        key=TABLE, order=COLUMNS, most=HEIGHT, alt="Runs that can be compared",
+    )  # fmt: skip
     st.caption(f"{len(ids):,} shown. What is ticked is compared, also where a filter hides it.")
 
 
@@ -73,11 +61,13 @@ def _set_filter(new: Filter) -> None:
     st.session_state["compare.filter"] = new
 
 
-def _selected(ids: Sequence[str], before: Sequence[str]) -> None:
-    """Those that were compared and still are, in their order, then the new ones."""
-    ticked = set(run_list.chosen(TABLE, ids))
+def compared_with(ticked: Sequence[str], ids: Sequence[str], before: Sequence[str]) -> list[str]:
+    """Those that were compared before and still are, in their order, then the new ones.
+
+    ticked: of the runs that the table shows, ids; what it does not show stays as it was.
+    """
     kept = [i for i in before if i in ticked or i not in ids]
-    compare.choose([*kept, *(i for i in ids if i in ticked and i not in before)])
+    return [*kept, *(i for i in ids if i in ticked and i not in before)]
 
 
 def _buttons(shown: Compared, current: Filter) -> None:

@@ -10,6 +10,7 @@ import streamlit as st
 
 from qlab.errors import DataMismatch
 from qlab.lab.compared import against
+from qlab.metrics import COMPUTED
 from qlab.ui import cache, compare, compare_tensor, errors, flips, results, run_list, widgets
 from qlab.ui.compare import Compared
 
@@ -131,18 +132,14 @@ def other_settings(a: Run, b: Run) -> list[tuple[str, str, str]]:
         if known[0] == known[1]:
             known = (f"{known[0]}, {_written(x)[:40]}", f"{known[1]}, {_written(y)[:40]}")
         found.append((name, *known))
-    x, y = (run.headline.backend or "simulated" for run in (a, b))
+    x, y = (COMPUTED[run.headline.computed] for run in (a, b))
     if x != y:
-        found.append(("evaluated", _on(x), _on(y)))
+        found.append(("evaluated", x, y))
     return found
 
 
 def _written(value: Any) -> str:
     return "as the data says" if value is None else value if isinstance(value, str) else json.dumps(value)
-
-
-def _on(backend: str) -> str:
-    return "on integer kernels" if backend == "integer" else "simulated"
 
 
 # --- predictions ------------------------------------------------------------------------------------------------------
@@ -164,7 +161,7 @@ def _flips(shown: Compared, a: Run | None, b: Run) -> None:
         return
     found = against(pair.comparison, shown.title(a))
     compare.say(found)
-    x, y = (_on(e.backend) for e in (pair.before, pair.after))
+    x, y = (COMPUTED[e.backend] for e in (pair.before, pair.after))
     if a is not None and x != y:
         st.caption(f"The first was evaluated {x}, the second {y}: a part of the difference may come from that.")
     names = _headings(shown, a, b) if all(len(n) <= SHORT for n in _headings(shown, a, b)) else ("first", "second")

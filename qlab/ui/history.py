@@ -1,6 +1,6 @@
 """All runs of the store as light rows, read again only when one has changed, and the filter over them.
 
-With 1,000 runs a look whether something changed takes 2 ms, reading all rows 60 ms, a filter less than 1 ms.
+Reading many rows takes far longer than a look whether something changed, and a filter next to nothing.
 """
 
 from __future__ import annotations

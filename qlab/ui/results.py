@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import streamlit as st
 
-from qlab.metrics import MISSING, metric, write
+from qlab.metrics import COMPUTED, MISSING, metric, write
 from qlab.plots.accuracy import Dot, accuracy_dots
 from qlab.plots.layers import sqnr_bars
 from qlab.ui import cache, errors, flips, library, overrides, state, widgets
@@ -28,7 +28,7 @@ SIMULATED_HELP = (
     f"{ACCURACY_HELP}Quantized figures are simulated with fake quantization in torch, not measured on integer kernels."
 )
 INTEGER_HELP = f"{ACCURACY_HELP}Measured on the integer kernels of ONNX Runtime, not simulated."
-QUANTIZED = {"simulated": "Quantized, simulated", "integer": "Quantized, on integer kernels"}
+QUANTIZED = {backend: f"Quantized, {words}" for backend, words in COMPUTED.items()}
 HELP = {"simulated": SIMULATED_HELP, "integer": INTEGER_HELP}
 UNLABELLED = "The data has no labels, so there is no accuracy: agreement and SQNR are what can be said."
 
@@ -87,8 +87,7 @@ def headline(run: Run, result: Result) -> None:
     comparison, backend = result.comparison, result.quantized.backend
     if result.quantized.accuracy is None:
         agreement = write("agreement", result.quantized.agreement)
-        on = "simulated" if backend == "simulated" else "on integer kernels"
-        _figure("Agreement with float", agreement, on, metric("agreement").help)
+        _figure("Agreement with float", agreement, COMPUTED[backend], metric("agreement").help)
         changed = "Predictions that are not the same, out of all."
         _figure("Predictions changed", f"{comparison.changed:,}", f"of {comparison.n:,}", changed)
     else:

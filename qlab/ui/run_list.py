@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -57,10 +57,8 @@ def _percent(share: float | None) -> float | None:
 
 
 def computed(run: Run) -> str:
-    """What the figures of a run were computed with; runs from before this was written down were all simulated."""
-    if run.headline.size is None or run.status != "done":
-        return ""
-    return run.headline.backend or "simulated"
+    """What the figures of a run were computed with; empty where it has none."""
+    return "" if run.headline.size is None or run.status != "done" else run.headline.computed
 
 
 def columns() -> dict[str, Any]:
@@ -114,6 +112,32 @@ def choose(key: str, rows: Sequence[int]) -> None:
 def chosen(key: str, ids: Sequence[str]) -> list[str]:
     """What is chosen in a table of these runs; a row that the table had before is none of them."""
     return [ids[row] for row in st.session_state[key]["selection"]["rows"] if row < len(ids)]
+
+
+def pick(
+    of: History, ids: Sequence[str], already: Collection[str], store: Callable[[list[str]], None], *,
+    key: str, order: Sequence[str], most: int, alt: str,
+) -> None:  # fmt: skip
+    """A table of these runs, of which several can be chosen.
+
+    already: those that are chosen. store: gets all that are when a person changes it. order: of the columns. most:
+    pixels that the table may be high.
+    """
+    # Under another filter the same run has another number.
+    choose(key, [row for row, run_id in enumerate(ids) if run_id in already])
+    st.dataframe(
+        table(of).loc[list(ids)],
+        key=key,
+        width="stretch",
+        height=height(len(ids), most),
+        hide_index=True,
+        column_order=order,
+        column_config=columns(),
+        placeholder="–",
+        on_select=lambda: store(chosen(key, ids)),
+        selection_mode="multi-row",
+        alt=alt,
+    )
 
 
 def draw() -> None:

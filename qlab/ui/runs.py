@@ -95,28 +95,15 @@ def _nothing(deleted: bool) -> None:
 
 def _table(known: History, shown: Sequence[Run]) -> list[Run]:
     """Draws the runs that are shown; gives those of them that are chosen."""
-    place = {run.id: row for row, run in enumerate(shown)}
-    rows = sorted(place[i] for i in st.session_state.get(undo.CHOSEN, ()) if i in place)
+    chosen = st.session_state.get(undo.CHOSEN, ())
     # The browser tells rows by number, and may do so once more when others stand there: another key is not heard.
     key = f"{TABLE}_{undo.generation()}"
-    # Under another filter the same run has another number.
-    run_list.choose(key, rows)
-    ids = list(place)
     with st.container(key=TABLE):
-        st.dataframe(
-            run_list.table(known).loc[ids],
-            key=key,
-            width="stretch",
-            height=run_list.height(len(shown), HEIGHT),
-            hide_index=True,
-            column_order=COLUMNS,
-            column_config=run_list.columns(),
-            placeholder="–",
-            on_select=lambda: _choose(run_list.chosen(key, ids)),
-            selection_mode="multi-row",
-            alt="Runs that are stored",
-        )
-    return [shown[row] for row in rows]
+        run_list.pick(
+            known, [run.id for run in shown], chosen, _choose,
+            key=key, order=COLUMNS, most=HEIGHT, alt="Runs that are stored",
+        )  # fmt: skip
+    return [run for run in shown if run.id in chosen]
 
 
 def _choose(ids: Sequence[str]) -> None:

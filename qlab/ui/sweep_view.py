@@ -9,7 +9,7 @@ import pandas as pd
 import streamlit as st
 
 from qlab.errors import QLabError
-from qlab.metrics import MISSING, metric, write
+from qlab.metrics import COMPUTED, MISSING, metric, write
 from qlab.ui import cache, errors, jobs, results, state, widgets
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ def _best(run: Run, parts: Sequence[Run], label: str) -> None:
         return
     head = best.headline
     value = write("accuracy", head.accuracy) if head.accuracy is not None else write("agreement", head.agreement)
-    how = "on integer kernels" if head.backend == "integer" else "simulated"
+    how = COMPUTED[head.computed]
     interval = ""
     if head.accuracy_low is not None and head.accuracy_high is not None:
         interval = f"{metric('accuracy').interval(head.accuracy_low, head.accuracy_high)} %, "

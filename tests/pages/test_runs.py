@@ -130,10 +130,11 @@ def test_table_says_what_the_figures_were_computed_with(open_page, home) -> None
 
 def test_no_run_at_all_says_what_to_do(open_page, fresh_home) -> None:
     at = open_page("runs")
-    # The start page, which every visit begins with, has started the calibration of the first sample.
-    Store(fresh_home).close()
-    kinds = set(at.dataframe[0].value["Kind"]) if at.dataframe else set()
-    assert kinds <= {"calibration"}
+    # The start page, which every visit begins with, may have started the calibration of the first sample.
+    if at.dataframe:
+        assert set(at.dataframe[0].value["Kind"]) == {"calibration"}
+    else:
+        assert "Nothing was run yet" in at.info[0].value
     assert not at.exception
 
 
