@@ -32,6 +32,7 @@ CALIBRATION, FLOAT_EVALUATION = "calibration", "float evaluation"
 
 # Relative to a batch through the float network, to price the stages still to come before they have been timed.
 CALIBRATE_COST, QUANTIZED_COST, INTEGER_COST = 1.5, 1.8, 0.8
+REST = "rest"  # stands for what is planned after loading
 LOAD, CHECK, CALIBRATE, EVALUATE_FLOAT, CONVERT = "load", "check", "calibrate", "evaluate float", "convert"
 
 
@@ -53,7 +54,8 @@ def load(
     ranges, reference: whether a calibration and the float evaluation will be asked for. then: from the number of
     evaluation batches to the stages after those. Raises DataMismatch, BadUpload, InvalidConfig.
     """
-    work.meter.plan([Stage(LOAD, seconds=0.5)])
+    # How long the rest takes is not known before model and data are, so that no time is told.
+    work.meter.plan([Stage(LOAD), Stage(REST, units=1)])
     work.progress(LOAD)
     model = sources.open_model(experiment.model, work.store)
     data = sources.open_data(experiment.data, work.store, experiment.calibration_samples, experiment.seed)

@@ -67,7 +67,7 @@ def columns() -> dict[str, Any]:
         "Open": column.TextColumn("", width=30, help="The run whose result is shown above."),
         "Time": column.DatetimeColumn(format="YYYY-MM-DD HH:mm", width=126, help="When the run was started."),
         "Run": column.TextColumn(width=130, help="Its name, or its number where none was given."),
-        "Kind": column.TextColumn(width=86, help="What was done: an experiment, a sweep of many, or what they need."),
+        "Kind": column.TextColumn(width=112, help="What was done: an experiment, a sweep of many, or what they need."),
         "Network": column.TextColumn(width=116, help="The network, and the data where that is not its own."),
         "Config": column.TextColumn(
             width=146, help="The preset, or bits, scheme and observer of weights and activations."

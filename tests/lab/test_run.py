@@ -139,6 +139,7 @@ def test_progress_and_cancel(store: Store, few_digits: Path) -> None:
     assert shares == sorted(shares)
     assert shares[-1] > 0.9
     assert any(p.seconds_left for p in seen)
+    assert [p.seconds_left for p in seen if p.stage == "load"] == [None]  # nothing else is planned yet
 
     def stop(stage: str, done: int, _total: int) -> None:
         if stage == "evaluate quantized" and done:
