@@ -65,6 +65,9 @@ def test_a_sweep_survives_the_death_of_the_app(launch, visit) -> None:
     assert len(runs) == 18
     assert {run.status for run in runs} == {DONE}
     assert {run.id: (run.attempts, run.finished) for run in runs if run.id in done} == done
+    # The chart of a sweep that goes on is another than that of one that has ended.
+    page.get_by_test_id("stMain").get_by_test_id("stProgress").wait_for(state="detached", timeout=PATIENCE)
+    page.get_by_text("Click a point to open that run").wait_for(timeout=PATIENCE)
     page.locator(".js-plotly-plot").first.wait_for(timeout=PATIENCE)
     visited.settle()
     assert visited.outside == []
