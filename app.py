@@ -27,6 +27,7 @@ def main() -> None:
             "Inspect": [
                 *_pages("inspect", runtime="Runtime", steps="One number, step by step", export="Export"),
             ],
+            "Diagnose": _pages("diagnose", ledger="Ledger", graph="Graph"),
         }
     )
     warm.up()

@@ -21,6 +21,7 @@ from torch import fx
 
 from qlab.config import QConfig, QConfigMapping, QuantSpec
 from qlab.graph.capture import Model
+from qlab.graph.causes import ON_INTEGERS, Cause
 from qlab.graph.lower import attribute
 from qlab.graph.ops import activation_inputs, channel_axis, is_float, op_type, packet_name, weight_argument
 from qlab.graph.optypes import OP_TYPES
@@ -79,11 +80,12 @@ class DynamicPoint:
 
 @dataclass(frozen=True)
 class LedgerRow:
-    """What happened to one op, and why."""
+    """What happened to one op, and why: in a sentence (`reason`), and in a word of qlab.graph.causes (`cause`)."""
 
     layer: str
     op: str
     quantized: bool
+    cause: Cause
     reason: str
     rule: str
     mode: str | None = None
@@ -94,8 +96,8 @@ class LedgerRow:
 
     def to_dict(self) -> dict[str, Any]:
         return {
-            "layer": self.layer, "op": self.op, "quantized": self.quantized, "reason": self.reason, "rule": self.rule,
-            "mode": self.mode, "weight": str(self.weight) if self.weight else None,
+            "layer": self.layer, "op": self.op, "quantized": self.quantized, "cause": self.cause, "reason": self.reason,
+            "rule": self.rule, "mode": self.mode, "weight": str(self.weight) if self.weight else None,
             "activation": str(self.activation) if self.activation else None,
             "output": self.output, "notes": list(self.notes),
         }  # fmt: skip
@@ -171,23 +173,21 @@ class _Placer:
                 continue
             if not is_float(node) and kind not in ("lstm", "gru"):
                 if OP_TYPES[kind].role != "passthrough":
-                    self._line(
-                        node, layer, kind, False, "works on whole numbers or truth values; nothing to quantize", "-"
-                    )
+                    why = "works on whole numbers or truth values; nothing to quantize"
+                    self._float(node, layer, kind, "integer_values", why, "-")
                 continue
             role = OP_TYPES[kind].role
             if role == "passthrough":
                 self._passthrough(node, layer, kind)
             elif role == "float":
-                self._float(node, layer, kind, f"{kind} is not among the ops the lab quantizes" if kind != "other" else
-                            f"{packet_name(node)} is not among the ops the lab quantizes", "-")  # fmt: skip
+                name = kind if kind != "other" else packet_name(node)
+                self._float(node, layer, kind, "unsupported", f"{name} is not among the ops the lab quantizes", "-")
             elif resolved.qconfig is None:
-                why = (
-                    "no rule names it and the default is float"
-                    if resolved.rule == "default"
-                    else f"excluded by {resolved.rule}"
-                )
-                self._float(node, layer, kind, why, resolved.rule)
+                if resolved.rule == "default":
+                    why = "no rule names it and the default is float"
+                    self._float(node, layer, kind, "default_float", why, resolved.rule)
+                else:
+                    self._float(node, layer, kind, "excluded", f"excluded by {resolved.rule}", resolved.rule)
             else:
                 getattr(self, f"_{role}")(node, layer, kind, resolved.qconfig, resolved.rule)
         self._emit_edges()
@@ -202,17 +202,18 @@ class _Placer:
         constant = node.args[position.position]
         weight = attribute(self.gm, constant)
         if weight is None:
-            return self._float(node, layer, kind, "its weight is computed at run time, not a constant", rule)
+            why = "its weight is computed at run time, not a constant"
+            return self._float(node, layer, kind, "weight_computed", why, rule)
         if not weight.is_floating_point():
-            return self._float(node, layer, kind, f"its weight is {weight.dtype}, not float", rule)
+            return self._float(node, layer, kind, "weight_not_float", f"its weight is {weight.dtype}, not float", rule)
         if config.mode == "dynamic" and kind != "linear":
             why = "dynamic mode quantizes linear, LSTM, GRU and embedding; convolutions want static ranges"
-            return self._float(node, layer, kind, why, rule)
+            return self._float(node, layer, kind, "dynamic_conv", why, rule)
         problem = _group_problem(config.weight, weight, position.axis)
         if problem:
-            return self._float(node, layer, kind, problem, rule)
+            return self._float(node, layer, kind, "group_size", problem, rule)
         if config.mode == "static" and not is_float(self._source(node)):
-            return self._float(node, layer, kind, "its input is not a float tensor", rule)
+            return self._float(node, layer, kind, "integer_input", "its input is not a float tensor", rule)
         if config.weight is not None:
             self._weight(node, constant, f"{layer}.weight", layer, config.weight, position.axis)  # type: ignore[arg-type]
         if config.mode == "static":
@@ -222,50 +223,51 @@ class _Placer:
         elif config.mode == "dynamic":
             assert config.activation is not None
             self.out.dynamic.append(DynamicPoint(node, layer, config.activation))
-            self._line(node, layer, kind, True, "weight quantized; input ranged at every call", rule, config)
+            self._line(node, layer, kind, "quantized", "weight quantized; input ranged at every call", rule, config)
             self._mark_output(node, layer)
         else:
-            self._line(node, layer, kind, True, "weight quantized; activations stay float", rule, config)
+            self._line(node, layer, kind, "quantized", "weight quantized; activations stay float", rule, config)
             self._mark_output(node, layer)
 
     def _compute(self, node: fx.Node, layer: str, kind: str, config: QConfig, rule: str) -> None:
         if config.mode != "static":
-            return self._float(
-                node, layer, kind, f"has no weight, and mode {config.mode} leaves its activations float", rule
-            )
+            why = f"has no weight, and mode {config.mode} leaves its activations float"
+            return self._float(node, layer, kind, "no_weight", why, rule)
         if not activation_inputs(node):
-            return self._float(node, layer, kind, "has no float activation input", rule)
+            return self._float(node, layer, kind, "integer_input", "has no float activation input", rule)
         if any(self._infinite(n) for n in (node, *activation_inputs(node))):
-            return self._float(
-                node, layer, kind, "holds infinities (an attention mask), which no grid can represent", rule
-            )
+            why = "holds infinities (an attention mask), which no grid can represent"
+            return self._float(node, layer, kind, "infinite", why, rule)
         self._static(node, layer, kind, config, rule)
 
     def _fixed(self, node: fx.Node, layer: str, kind: str, config: QConfig, rule: str) -> None:
         if config.mode != "static":
-            return self._float(
-                node, layer, kind, f"has no weight, and mode {config.mode} leaves its activations float", rule
-            )
+            why = f"has no weight, and mode {config.mode} leaves its activations float"
+            return self._float(node, layer, kind, "no_weight", why, rule)
         self._static(node, layer, kind, config, rule)
 
     def _lookup(self, node: fx.Node, layer: str, kind: str, config: QConfig, rule: str) -> None:
         constant = node.args[0]
         weight = attribute(self.gm, constant)
-        if weight is None or config.weight is None:
-            why = "its table is not a constant" if weight is None else "its config quantizes activations only"
-            return self._float(node, layer, kind, why, rule)
+        if weight is None:
+            return self._float(node, layer, kind, "weight_computed", "its table is not a constant", rule)
+        if config.weight is None:
+            return self._float(node, layer, kind, "activations_only", "its config quantizes activations only", rule)
         problem = _group_problem(config.weight, weight, 0)
         if problem:
-            return self._float(node, layer, kind, problem, rule)
+            return self._float(node, layer, kind, "group_size", problem, rule)
         self._weight(node, constant, f"{layer}.weight", layer, config.weight, 0)  # type: ignore[arg-type]
-        self._line(node, layer, kind, True, "table quantized; a row is dequantized when it is read", rule, config)
+        self._line(
+            node, layer, kind, "quantized", "table quantized; a row is dequantized when it is read", rule, config
+        )
         self._mark_output(node, layer)
 
     def _recurrent(self, node: fx.Node, layer: str, kind: str, config: QConfig, rule: str) -> None:
         if packet_name(node) in ("lstm", "gru") and getattr(node.target, "_overloadname", "") != "input":
-            return self._float(node, layer, kind, "takes packed sequences, which the lab does not quantize", rule)
+            why = "takes packed sequences, which the lab does not quantize"
+            return self._float(node, layer, kind, "packed", why, rule)
         if config.weight is None:
-            return self._float(node, layer, kind, "its config quantizes activations only", rule)
+            return self._float(node, layer, kind, "activations_only", "its config quantizes activations only", rule)
         position = 2
         for constant in node.args[position]:  # type: ignore[union-attr]
             weight = attribute(self.gm, constant)
@@ -273,7 +275,7 @@ class _Placer:
                 continue
             problem = _group_problem(config.weight, weight, 0)
             if problem:
-                return self._float(node, layer, kind, problem, rule)
+                return self._float(node, layer, kind, "group_size", problem, rule)
         for constant in node.args[position]:  # type: ignore[union-attr]
             weight = attribute(self.gm, constant)
             if weight is not None and weight.ndim == 2:
@@ -288,7 +290,7 @@ class _Placer:
             reason = "weights quantized; input and state ranged at every step"
             if config.mode == "static":
                 reason += " (no integer kernel takes static ranges here)"
-        self._line(node, layer, kind, True, reason, rule, config)
+        self._line(node, layer, kind, "quantized", reason, rule, config)
         self._mark_output(node, layer)
 
     def _passthrough(self, node: fx.Node, layer: str, kind: str) -> None:
@@ -296,11 +298,11 @@ class _Placer:
         source = sources[0] if sources else None
         if source is not None and source in self.on_grid:
             self.on_grid[node] = self.on_grid[source]
-            self._line(
-                node, layer, kind, True, f"shares the grid of {self.on_grid[source]}", "-", output=self.on_grid[source]
-            )
+            grid = self.on_grid[source]
+            self._line(node, layer, kind, "shared", f"shares the grid of {grid}", "-", output=grid)
         else:
-            self._line(node, layer, kind, False, "its input is float, and it computes nothing on integers", "-")
+            why = "its input is float, and it computes nothing on integers"
+            self._float(node, layer, kind, "float_input", why, "-")
 
     # the pieces they share
 
@@ -327,7 +329,7 @@ class _Placer:
             reason += f", together with {name}"
         notes = ("per-channel activations: no integer kernel runs this, the result is simulated only",) \
             if spec.granularity == "channel" else ()  # fmt: skip
-        self._line(node, layer, kind, True, reason, rule, config, output=name, notes=notes)
+        self._line(node, layer, kind, "quantized", reason, rule, config, output=name, notes=notes)
         self.out.outputs[layer] = name
 
     def _fuse(self, node: fx.Node, kind: str) -> fx.Node:
@@ -347,7 +349,7 @@ class _Placer:
 
     def _follow(self, node: fx.Node, layer: str, kind: str) -> None:
         anchor = self.model.names[self.inside[node]]
-        self._line(node, layer, kind, True, f"part of the unit of {anchor}", "-", output=self.on_grid.get(node))
+        self._line(node, layer, kind, "fused", f"part of the unit of {anchor}", "-", output=self.on_grid.get(node))
 
     def _weight(self, node: fx.Node, constant: fx.Node, tensor: str, layer: str, spec: QuantSpec, axis: int) -> None:
         self.out.weights.append(WeightPoint(node, constant, tensor, layer, spec, axis))
@@ -366,21 +368,21 @@ class _Placer:
             end = firsts[0] if firsts else node
         self.out.outputs[layer] = self.model.names.get(end, layer)
 
-    def _float(self, node: fx.Node, layer: str, kind: str, reason: str, rule: str) -> None:
-        self._line(node, layer, kind, False, reason, rule)
+    def _float(self, node: fx.Node, layer: str, kind: str, cause: Cause, reason: str, rule: str) -> None:
+        self._line(node, layer, kind, cause, reason, rule)
 
     def _line(
-        self, node: fx.Node, layer: str, kind: str, quantized: bool, reason: str, rule: str,
+        self, node: fx.Node, layer: str, kind: str, cause: Cause, reason: str, rule: str,
         config: QConfig | None = None, output: str | None = None, notes: tuple[str, ...] = (),
     ) -> None:  # fmt: skip
         has_weight = OP_TYPES[kind].role in ("weighted", "lookup", "recurrent")
         weight = config.weight if config and has_weight else None
         activation = config.activation if config and OP_TYPES[kind].role != "lookup" else None
-        self.out.ledger.append(
-            LedgerRow(
-                layer, kind, quantized, reason, rule, config.mode if config else None, weight, activation, output, notes
-            )
-        )
+        mode = config.mode if config else None
+        row = LedgerRow(
+            layer, kind, cause in ON_INTEGERS, cause, reason, rule, mode, weight, activation, output, notes
+        )  # fmt: skip
+        self.out.ledger.append(row)
 
     def _emit_edges(self) -> None:
         for (source, spec), consumers in self.edges.items():

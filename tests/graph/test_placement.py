@@ -1,11 +1,14 @@
 """Placement: which tensors lie on grids, and a ledger line for every op that says why or why not."""
 
+from typing import get_args
+
 import pytest
 import torch
 from torch import nn
 
 import qlab
 from qlab.config import QConfig, QConfigMapping, QuantSpec
+from qlab.graph.causes import CAUSES, ON_INTEGERS, Cause, state_of
 from qlab.graph.placement import place
 from tests.networks import Twice
 
@@ -172,3 +175,93 @@ def test_a_layer_called_twice_has_two_lines_and_one_table():
     assert [r.layer for r in placed.ledger] == ["fc", "relu", "fc@1"]
     assert len({w.constant.target for w in placed.weights}) == 1
     assert rows(place(model, QConfigMapping(default=STATIC, by_name={"fc@1": None})))["fc"].quantized
+
+
+# --- the cause of every line ------------------------------------------------------------------------------------------
+
+
+class Odd(nn.Module):
+    """Weights that are no constant floats, values that are no floats, and a mask."""
+
+    def __init__(self):
+        super().__init__()
+        self.mix = nn.Parameter(torch.randn(4, 4))
+        self.register_buffer("codes", torch.ones(4, 4, dtype=torch.int64))
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x, tokens):
+        counted = nn.functional.linear(tokens, self.codes)
+        x = nn.functional.linear(self.fc(x), torch.tanh(self.mix))
+        one_hot = nn.functional.embedding(tokens, torch.sigmoid(self.mix))
+        return x / 2 + one_hot.sum(1) + counted + tokens * 0.5
+
+
+@pytest.fixture(scope="module")
+def odd():
+    return qlab.load_model(Odd().eval(), (torch.randn(2, 4), torch.zeros(2, 4, dtype=torch.int64)))
+
+
+GROUPS = QConfig(weight=QuantSpec(bits=4, qscheme="per_group_symmetric", group_size=32), mode="weight_only")
+ACTIVATIONS = QConfig(activation=A8)
+
+
+@pytest.mark.parametrize(
+    ("network", "mapping", "infinite", "layer", "cause"),
+    [
+        ("residual", QConfigMapping(default=STATIC), {}, "conv1", "quantized"),
+        ("residual", QConfigMapping(default=STATIC), {}, "relu", "fused"),
+        ("residual", QConfigMapping(default=STATIC), {}, "pool", "shared"),
+        ("residual", QConfigMapping(default=STATIC, by_name={"conv2": None}), {}, "conv2", "excluded"),
+        ("residual", QConfigMapping(default=STATIC, by_type={"linear": None}), {}, "fc", "excluded"),
+        ("residual", QConfigMapping(by_type={"conv2d": STATIC}), {}, "fc", "default_float"),
+        ("residual", QConfigMapping(default=DYNAMIC), {}, "conv1", "dynamic_conv"),
+        ("residual", QConfigMapping(default=DYNAMIC), {}, "fc", "quantized"),
+        ("residual", QConfigMapping(default=DYNAMIC), {}, "add", "no_weight"),
+        ("residual", QConfigMapping(default=WEIGHT_ONLY), {}, "add", "no_weight"),
+        ("residual", QConfigMapping(default=WEIGHT_ONLY), {}, "pool", "float_input"),
+        ("residual", QConfigMapping(default=GROUPS), {}, "conv1", "group_size"),
+        ("everything", QConfigMapping(default=GROUPS), {}, "embedding", "group_size"),
+        ("everything", QConfigMapping(default=GROUPS), {}, "lstm", "group_size"),
+        ("everything", QConfigMapping(default=ACTIVATIONS), {}, "embedding", "activations_only"),
+        ("everything", QConfigMapping(default=ACTIVATIONS), {}, "lstm", "activations_only"),
+        ("everything", QConfigMapping(default=DYNAMIC), {}, "lstm", "quantized"),
+        ("everything", QConfigMapping(default=WEIGHT_ONLY), {}, "softmax", "no_weight"),
+        ("everything", QConfigMapping(default=STATIC), {"matmul": 7}, "matmul", "infinite"),
+        ("everything", QConfigMapping(default=STATIC), {}, "norm", "unsupported"),
+        ("odd", QConfigMapping(default=STATIC), {}, "linear@1", "weight_computed"),
+        ("odd", QConfigMapping(default=STATIC), {}, "embedding", "weight_computed"),
+        ("odd", QConfigMapping(default=STATIC), {}, "linear", "integer_values"),
+        ("odd", QConfigMapping(default=STATIC), {}, "mul", "integer_input"),
+        ("odd", QConfigMapping(default=STATIC), {}, "div", "unsupported"),
+    ],
+)
+def test_every_line_says_its_cause(network, mapping, infinite, layer, cause, request):
+    row = rows(place(request.getfixturevalue(network), mapping, infinite))[layer]
+    assert row.cause == cause
+    assert row.quantized == (cause in ON_INTEGERS)
+    assert row.to_dict()["cause"] == cause
+
+
+def test_a_weight_of_integers_is_told():
+    model = qlab.load_model(Twice(4).eval(), torch.randn(2, 4))
+    constant = model.node("fc").args[1]
+    weight = nn.Parameter(torch.ones(4, 4, dtype=torch.int8), requires_grad=False)
+    setattr(model.graph_module, constant.target, weight)
+    row = rows(place(model, QConfigMapping(default=STATIC)))["fc"]
+    assert (row.cause, row.reason) == ("weight_not_float", "its weight is torch.int8, not float")
+
+
+def test_packed_sequences_are_told():
+    model = qlab.load_model(Everything().eval(), torch.zeros(2, 5, dtype=torch.int64))
+    model.node("lstm").target = torch.ops.aten.lstm.data
+    assert rows(place(model, QConfigMapping(default=STATIC)))["lstm"].cause == "packed"
+
+
+def test_every_cause_has_a_meaning_and_a_test():
+    assert set(get_args(Cause)) == set(CAUSES)
+    marks = test_every_line_says_its_cause.pytestmark[0].args[1]
+    assert {cause for *_, cause in marks} | {"weight_not_float", "packed"} == set(CAUSES)
+    assert {cause: state_of(cause) for cause in ON_INTEGERS} == {
+        "quantized": "quantized", "fused": "shared", "shared": "shared"
+    }  # fmt: skip
+    assert {state_of(cause) for cause in set(CAUSES) - ON_INTEGERS} == {"float"}
