@@ -11,12 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from qlab.config import QuantSpec
+from qlab.config import QConfigMapping, QuantSpec
 from qlab.data import Dataset
 from qlab.errors import BadUpload, DataMismatch, NonFinite, NotObserved
 from qlab.graph.capture import Model
+from qlab.graph.equalize import network_of
 from qlab.graph.lower import copy_graph
 from qlab.graph.ops import SAME_VALUES, channel_axis, is_float, op_type, packet_name
+from qlab.graph.optypes import OP_TYPES
 from qlab.memory import keep_freed_memory
 from qlab.quant.memo import Memo
 from qlab.quant.qparams import QParams, choose_qparams
@@ -30,10 +32,16 @@ class Calibration(Mapping[str, TensorStats]):
     """Tensor name -> TensorStats, for every float activation and input of a model.
 
     A tensor that holds the values of another (a view) is found under both names and stored once.
+    means: tensor -> its mean over the samples, of one sample's shape, float32: of what layers with weights read, where
+    it was asked for.
     """
 
-    def __init__(self, stats: Mapping[str, TensorStats], aliases: Mapping[str, str], model_hash: str, samples: int):
+    def __init__(
+        self, stats: Mapping[str, TensorStats], aliases: Mapping[str, str], model_hash: str, samples: int,
+        means: Mapping[str, np.ndarray] | None = None,
+    ):  # fmt: skip
         self._stats = dict(stats)
+        self.means = dict(means or {})
         self.aliases = dict(aliases)
         self.model_hash = model_hash
         self.samples = samples
@@ -80,6 +88,7 @@ class Calibration(Mapping[str, TensorStats]):
         arrays = {"head": np.frombuffer(json.dumps(head).encode(), dtype=np.uint8)}
         for i, stats in enumerate(self._stats.values()):
             arrays.update({f"{i}/{key}": value for key, value in stats.to_arrays().items()})
+        arrays.update({f"mean/{name}": value for name, value in self.means.items()})
         return arrays
 
     def save(self, path: str | Path) -> None:
@@ -98,19 +107,26 @@ class Calibration(Mapping[str, TensorStats]):
                 raise BadUpload("this file is not a calibration: it has no head. Calibrate again.")
             head = json.loads(bytes(z["head"]).decode())
             groups: dict[int, dict[str, np.ndarray]] = {}
+            means = {}
             for key in z.files:
                 if key != "head":
                     number, name = key.split("/", 1)
-                    groups.setdefault(int(number), {})[name] = z[key]
+                    if number == "mean":
+                        means[name] = z[key]
+                    else:
+                        groups.setdefault(int(number), {})[name] = z[key]
         stats = {name: TensorStats.from_arrays(groups[i]) for i, name in enumerate(head["tensors"])}
-        return cls(stats, head["aliases"], head["model_hash"], head["samples"])
+        return cls(stats, head["aliases"], head["model_hash"], head["samples"], means)
 
 
 def calibrate(
     model: Model, data: Dataset, batch_size: int = 64, progress: Progress | None = None, *,
-    samples_per_batch: int = SAMPLES_PER_BATCH,
+    samples_per_batch: int = SAMPLES_PER_BATCH, mapping: QConfigMapping | None = None,
 ) -> Calibration:  # fmt: skip
     """Run the calibration part of the data through the float model once and collect statistics of every tensor.
+
+    mapping: a config the calibration is for; needed only where it equalises (the network that is then quantized is
+    calibrated) or corrects biases (means of what layers read are kept).
 
     Each batch gives its exact minimum and maximum and at most `samples_per_batch` values to the histogram of a tensor.
     A model with a fixed batch size sees whole batches only. progress(stage, done, total) may raise to stop.
@@ -120,13 +136,15 @@ def calibrate(
     if len(part) == 0:
         raise DataMismatch("there is no calibration data: give at least one sample.")
     keep_freed_memory()
+    if mapping is not None:
+        model = network_of(model, mapping)
     size = model.fixed_batch or batch_size
     if len(part) < size and model.fixed_batch:
         raise DataMismatch(
             f"the model was exported for batches of exactly {size}, the data has {len(part)} samples: "
             f"give at least {size}, or export with a free batch dimension."
         )
-    observer = _Observer(model, samples_per_batch)
+    observer = _Observer(model, samples_per_batch, means=mapping is not None and mapping.correct_bias)
     total = len(part) // size if model.fixed_batch else -(-len(part) // size)
     seen = 0
     for number, (first, inputs, _) in enumerate(part.batches(size)):
@@ -139,11 +157,12 @@ def calibrate(
         seen += len(inputs[0])
     if progress is not None:
         progress("calibrate", total, total)
-    return Calibration(observer.finish(), observer.aliases, model.content_hash, seen)
+    means = {name: (total / seen).numpy().astype(np.float32) for name, total in observer.totals.items()}
+    return Calibration(observer.finish(), observer.aliases, model.content_hash, seen, means)
 
 
 def merge_calibrations(calibrations: Sequence[Calibration]) -> Calibration:
-    """What one calibration over all their data would have given, exactly.
+    """What one calibration over all their data would have given, exactly; the means to the last digits.
 
     Raises DataMismatch when they are of different models, or when there is none.
     """
@@ -156,7 +175,9 @@ def merge_calibrations(calibrations: Sequence[Calibration]) -> Calibration:
     stats = dict(first._stats)
     for other in rest:
         stats = {name: mine.merge(other._stats[name]) for name, mine in stats.items()}
-    return Calibration(stats, first.aliases, first.model_hash, sum(c.samples for c in calibrations))
+    samples = sum(c.samples for c in calibrations)
+    means = {name: sum(c.means[name] * (c.samples / samples) for c in calibrations) for name in first.means}
+    return Calibration(stats, first.aliases, first.model_hash, samples, means)  # type: ignore[arg-type]
 
 
 class _Tap(nn.Module):
@@ -185,11 +206,29 @@ class _Tap(nn.Module):
             collector.add(seen.rectified())
 
 
+class _Sum(nn.Module):
+    """Adds up what comes by, over the samples, in float64."""
+
+    def __init__(self, totals: dict[str, Tensor], name: str):
+        super().__init__()
+        self.totals, self.name = totals, name
+
+    def forward(self, x: Tensor) -> None:
+        added = x.detach().sum(0).double()
+        known = self.totals.get(self.name)
+        if known is not None and known.shape != added.shape:
+            raise DataMismatch(
+                f"{self.name} has another shape in every batch: there is no mean to correct biases by."
+            )
+        self.totals[self.name] = added if known is None else known + added
+
+
 class _Observer:
     """The float graph with a tap behind every float tensor."""
 
-    def __init__(self, model: Model, samples_per_batch: int):
+    def __init__(self, model: Model, samples_per_batch: int, means: bool = False):
         self.model = model
+        self.totals: dict[str, Tensor] = {}
         self.aliases: dict[str, str] = {}
         self.collectors: dict[fx.Node, StatsCollector] = {}
         self.taps: dict[fx.Node, _Tap] = {}
@@ -218,7 +257,19 @@ class _Observer:
             where = graph.inserting_before(after_inputs) if tap.is_input else graph.inserting_after(at)
             with where:
                 graph.call_module(f"tap_{i}", (at,))
+        if means:
+            self._add_up_inputs(copy_of)
         self.graph_module.recompile()
+
+    def _add_up_inputs(self, copy_of: Mapping[fx.Node, fx.Node]) -> None:
+        """Sums over the samples of what layers with weights read, beside the taps."""
+        read = {n.args[0] for n in self.model.ops if OP_TYPES[op_type(n)].role == "weighted"}
+        for i, node in enumerate(n for n in self.model.graph_module.graph.nodes if n in read and is_float(n)):
+            name = self.model.names.get(node, node.name)
+            self.graph_module.add_submodule(f"sum_{i}", _Sum(self.totals, name))
+            first = next(iter(copy_of[node].users))
+            with self.graph_module.graph.inserting_before(first):
+                self.graph_module.graph.call_module(f"sum_{i}", (copy_of[node],))
 
     def batch(self, inputs: Sequence[Tensor], first: int) -> None:
         for tap in self.taps.values():

@@ -6,7 +6,8 @@ Importing this module does not import torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatchcase
 from typing import Any, Literal
@@ -184,11 +185,20 @@ class QConfigMapping:
     by_type: op type ("linear", "conv2d", ...) to config. by_name: layer-name pattern (shell style) to config.
     The most specific rule wins: an exact name, then the pattern with the most literal characters, then the type,
     then the default. Equal patterns: the later one.
+
+    ranges: tensor name to the lowest and highest value its grid is laid over, in place of what the observer says; of a
+    weight with a scale for each channel or group, each range is cut to it.
+    equalize: scales the channels between adjacent layers so that their weights get equal ranges, before anything is
+    quantized; the float network computes the same. correct_bias: takes the mean shift that rounded weights cause out
+    of the biases.
     """
 
     default: QConfig | None = None
     by_type: Mapping[str, QConfig | None] = field(default_factory=dict, hash=False)
     by_name: Mapping[str, QConfig | None] = field(default_factory=dict, hash=False)
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict, hash=False)
+    equalize: bool = False
+    correct_bias: bool = False
 
     def __post_init__(self) -> None:
         from qlab.graph.optypes import OP_TYPES
@@ -200,6 +210,10 @@ class QConfigMapping:
             raise InvalidConfig("a mapping holds QConfig objects, or None for float.")
         object.__setattr__(self, "by_type", dict(self.by_type))
         object.__setattr__(self, "by_name", dict(self.by_name))
+        object.__setattr__(self, "ranges", {name: _range(name, ends) for name, ends in self.ranges.items()})
+        for name in ("equalize", "correct_bias"):
+            if not isinstance(getattr(self, name), bool):
+                raise InvalidConfig(f"{name} is {getattr(self, name)!r}: it is on (true) or off (false).")
 
     @property
     def rules(self) -> tuple[QConfig | None, ...]:
@@ -207,9 +221,19 @@ class QConfigMapping:
         return self.default, *self.by_type.values(), *self.by_name.values()
 
     @property
-    def needs_ranges(self) -> bool:
-        """Whether any op takes its range from a calibration."""
-        return any(rule is not None and rule.mode == "static" for rule in self.rules)
+    def rule_count(self) -> int:
+        """Rules beside the default."""
+        return len(self.by_type) + len(self.by_name)
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether any op takes its range from a calibration, or any bias the mean of what its layer reads."""
+        return self.correct_bias or any(rule is not None and rule.mode == "static" for rule in self.rules)
+
+    @property
+    def preparation(self) -> QConfigMapping:
+        """What a calibration has to know of this mapping: whether it equalises or corrects biases."""
+        return QConfigMapping(equalize=self.equalize, correct_bias=self.correct_bias)
 
     def resolve(self, layer: str, op_type: str) -> Resolved:
         """The config for this layer and op type, with the rule that gave it."""
@@ -230,11 +254,15 @@ class QConfigMapping:
         def each(rules: Mapping[str, QConfig | None]) -> dict[str, Any]:
             return {k: v.to_dict() if v else None for k, v in rules.items()}
 
-        return {
+        out: dict[str, Any] = {
             "default": self.default.to_dict() if self.default else None,
             "by_type": each(self.by_type),
             "by_name": each(self.by_name),
         }
+        # Left out where they are as usual: what was written before they existed stays equal to what is written today.
+        if self.ranges:
+            out["ranges"] = {name: list(ends) for name, ends in self.ranges.items()}
+        return out | {name: True for name in ("equalize", "correct_bias") if getattr(self, name)}
 
     @classmethod
     def from_dict(cls, d: Mapping[str, Any]) -> QConfigMapping:
@@ -245,12 +273,28 @@ class QConfigMapping:
 
         for key in ("by_type", "by_name"):
             d[key] = {k: one(v) for k, v in _mapping(d.get(key) or {}, key).items()}
+        d["ranges"] = _mapping(d.get("ranges") or {}, "ranges")
         d["default"] = one(d.get("default"))
         return _build(cls, d, "mapping")
 
 
 def _literal_characters(pattern: str) -> int:
     return sum(c not in "*?[]" for c in pattern)
+
+
+def _range(name: str, ends: Any) -> tuple[float, float]:
+    """Two finite numbers, the lower first, with zero between them: every grid holds zero."""
+    if not isinstance(ends, Sequence) or len(ends) != 2 or any(
+        isinstance(end, bool) or not isinstance(end, int | float) or not math.isfinite(end) for end in ends
+    ):  # fmt: skip
+        raise InvalidConfig(f"the range of {name} is {ends!r}: give its lowest and highest value, two finite numbers.")
+    low, high = float(ends[0]), float(ends[1])
+    if not low <= 0 <= high or low == high:
+        raise InvalidConfig(
+            f"the range of {name} is {low:g} to {high:g}: it has to reach from zero or below to zero or above, because "
+            "zero lies on every grid."
+        )
+    return low, high
 
 
 def _mapping(d: Any, what: str) -> Mapping[str, Any]:

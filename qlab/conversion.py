@@ -11,16 +11,18 @@ import torch
 from torch import Tensor, fx, nn
 
 from qlab.calibration import Calibration
-from qlab.config import QConfigMapping
+from qlab.config import QConfigMapping, QuantSpec
 from qlab.errors import DataMismatch, InvalidConfig, NonFinite, NotObserved
 from qlab.graph.capture import ConstantGrid, Model
+from qlab.graph.equalize import network_of, with_biases
 from qlab.graph.integer_sums import BiasCodes, InputCodes, ProductScale, WeightCodes, sums_are_integer
 from qlab.graph.lower import attribute
 from qlab.graph.ops import op_type, packet_name
+from qlab.graph.optypes import OP_TYPES
 from qlab.graph.placement import ActivationPoint, LedgerRow, Placement, WeightPoint, place
 from qlab.graph.recurrent import DynamicFakeQuantize, DynamicRecurrent
 from qlab.quant.fake_quant import fake_quantize, relu_fake_quantize
-from qlab.quant.qparams import QParams, choose_qparams, fixed_qparams
+from qlab.quant.qparams import QParams, choose_qparams, fixed_qparams, with_range
 from qlab.quant.tensor import QuantizedTensor
 
 if TYPE_CHECKING:
@@ -80,17 +82,20 @@ class QuantizedModel:
     output_nodes: that tensor -> the node that gives it in the quantized graph.
     placement: the decision it was made by; points: key of `activations` -> its point there.
     unmatched: rules of the mapping that no op matched. infinite: tensor -> infinities seen in calibration.
-    model: the float original, or where `has_float_original` is False, because a file does not hold it, the same network
-    with the values of the quantized weights: nothing to measure quantization against. float_hash: of the original.
+    model: the float network that was put on grids. reference: what quantization is measured against; another one only
+    where biases were corrected, which `model` has and `reference` has not. Where `has_float_original` is False, because
+    a file does not hold it, both have the values of the quantized weights: nothing to measure against. float_hash: of
+    the network before anything was done to it.
     """
 
     def __init__(
         self, model: Model, mapping: QConfigMapping, graph_module: fx.GraphModule, placement: Placement,
         weights: Mapping[str, QuantizedTensor], activations: Mapping[str, FakeQuantize], ledger: list[LedgerRow],
         output_nodes: Mapping[str, fx.Node], points: Mapping[str, ActivationPoint],
-        infinite: Mapping[str, int] | None = None, float_hash: str | None = None,
+        infinite: Mapping[str, int] | None = None, float_hash: str | None = None, reference: Model | None = None,
     ):  # fmt: skip
         self.model = model
+        self.reference = reference or model
         self.mapping = mapping
         self.graph_module = graph_module
         self.ledger = tuple(ledger)
@@ -100,9 +105,10 @@ class QuantizedModel:
         self.output_nodes = dict(output_nodes)
         self.placement = placement
         self.points = dict(points)
-        self.unmatched = placement.unmatched
+        on_grids = {p.tensor for p in placement.weights} | {p.tensor for p in placement.activations}
+        self.unmatched = (*placement.unmatched, *(f"range {t}" for t in mapping.ranges if t not in on_grids))
         self.infinite = dict(infinite or {})
-        self.has_float_original = float_hash is None or float_hash == model.content_hash
+        self.has_float_original = reference is not None or float_hash in (None, model.content_hash)
         self._float_hash = float_hash
 
     def __call__(self, *inputs: Tensor) -> Any:
@@ -120,7 +126,7 @@ class QuantizedModel:
     @property
     def float_hash(self) -> str:
         """Content hash of the float model this was made from."""
-        return self._float_hash or self.model.content_hash
+        return self._float_hash or self.reference.content_hash
 
     def save(self, path: str | Path) -> Path:
         """Write everything but the float weights to one .safetensors file; `qlab.load_quantized` reads it.
@@ -170,15 +176,60 @@ class QuantizedModel:
 def convert(model: Model, mapping: QConfigMapping, calib: Calibration | None = None) -> QuantizedModel:
     """Quantize a model; `model` itself is not changed.
 
-    calib may be None when no op needs a static range.
-    Raises NotObserved naming the tensor when a range is needed and was not observed, InvalidConfig, NonFinite.
+    calib: may be None when no op needs a static range and no bias is corrected; for a mapping that equalises or
+    corrects biases, made with `calibrate(model, data, mapping=mapping)`.
+    Raises NotObserved naming the tensor when a range is needed and was not observed, DataMismatch, InvalidConfig,
+    NonFinite.
     """
     if not isinstance(mapping, QConfigMapping):
         raise InvalidConfig("mapping must be a QConfigMapping; qlab.presets has some by name.")
-    if calib is not None and calib.model_hash != model.content_hash:
-        raise DataMismatch("this calibration is of another model: calibrate this one.")
+    network = network_of(model, mapping)
+    if calib is not None and calib.model_hash != network.content_hash:
+        raise DataMismatch(
+            "this calibration is of another model: calibrate this one."
+            if network is model
+            else "this calibration is not of the equalised network: calibrate(model, data, mapping=mapping) makes one."
+        )
     infinite = {k: n for k, n in calib.infinite.items() if n} if calib is not None else {}
-    return convert_from(_FromCalibration(model, calib), model, mapping, infinite)
+    source = _FromCalibration(network, calib, mapping)
+    if not mapping.correct_bias:
+        return convert_from(source, network, mapping, infinite, model.content_hash, network)
+    corrected = with_biases(network, _bias_shifts(source, network, mapping, infinite))
+    source.model = corrected
+    return convert_from(source, corrected, mapping, infinite, model.content_hash, network)
+
+
+def _bias_shifts(
+    source: _FromCalibration, network: Model, mapping: QConfigMapping, infinite: Mapping[str, int]
+) -> dict[str, Tensor]:
+    """Layer -> what to add to its bias [C] so that rounding its weights leaves the mean of each channel as it was.
+
+    A layer is linear, so the mean of what rounding adds is the layer with the rounding errors as weights, applied to
+    the mean of its input. Source: Nagel et al. 2019, section 4.2, with the mean taken from the calibration.
+    """
+    shifts: dict[str, Tensor] = {}
+    for point in place(network, mapping, infinite).weights:
+        kind = op_type(point.node)
+        if OP_TYPES[kind].role != "weighted":
+            continue
+        read = point.node.args[0]
+        assert isinstance(read, fx.Node)
+        name = network.names.get(read, read.name)
+        if source.calib is None or name not in source.calib.means:
+            raise NotObserved(
+                f"correcting the bias of {point.layer!r} needs the mean of {name!r}, which this calibration has not: "
+                "calibrate(model, data, mapping=mapping) keeps it."
+            )
+        mean = torch.from_numpy(source.calib.means[name])[None]
+        weight = attribute(network.graph_module, point.constant)
+        assert weight is not None
+        error = source.weight("", point).dequantize() - weight.detach().float()
+        args = [mean, error, None, *point.node.args[3:]] if len(point.node.args) > 3 else [mean, error]
+        with torch.no_grad():
+            added = point.node.target(*args, **{k: v for k, v in point.node.kwargs.items() if k != "bias"})  # type: ignore[operator]
+        axis = added.ndim - 1 if kind == "linear" else 1
+        shifts[point.layer] = -added.double().movedim(axis, 0).flatten(1).mean(1)
+    return shifts
 
 
 class GridSource(Protocol):
@@ -196,17 +247,17 @@ class GridSource(Protocol):
 
 def convert_from(
     source: GridSource, model: Model, mapping: QConfigMapping, infinite: Mapping[str, int],
-    float_hash: str | None = None,
+    float_hash: str | None = None, reference: Model | None = None,
 ) -> QuantizedModel:  # fmt: skip
     """Quantize as the mapping places it, with codes and grids of this source. Raises what the source raises."""
-    return _Converter(model, mapping, place(model, mapping, infinite), source).run(infinite, float_hash)
+    return _Converter(model, mapping, place(model, mapping, infinite), source).run(infinite, float_hash, reference)
 
 
 class _FromCalibration:
-    """Weights by their values, activations by their statistics."""
+    """Weights by their values, activations by their statistics; ranges that were set by hand come first."""
 
-    def __init__(self, model: Model, calib: Calibration | None):
-        self.model, self.calib = model, calib
+    def __init__(self, model: Model, calib: Calibration | None, mapping: QConfigMapping):
+        self.model, self.calib, self.ranges = model, calib, mapping.ranges
         self.notes: dict[str, list[str]] = {}
 
     def weight(self, target: str, point: WeightPoint) -> QuantizedTensor:
@@ -226,9 +277,21 @@ class _FromCalibration:
                 f"{grid.empty} of {weight.shape[point.axis]} channels of {point.tensor} are all zero: "
                 "their scale is the smallest allowed"
             )
-        return QuantizedTensor.from_float(weight, grid.qparams)
+        return QuantizedTensor.from_float(weight, self._by_hand(point.tensor, point.layer, point.spec, grid.qparams))
+
+    def _by_hand(self, tensor: str, layer: str, spec: QuantSpec, observed: QParams) -> QParams:
+        ends = self.ranges.get(tensor)
+        if ends is None:
+            return observed
+        line = f"the range of {tensor} was set by hand: {ends[0]:.4g} to {ends[1]:.4g}"
+        if line not in self.notes.get(layer, []):
+            self.notes.setdefault(layer, []).append(line)
+        return with_range(observed, spec, *ends)
 
     def activation(self, target: str, point: ActivationPoint) -> QParams:
+        return self._by_hand(point.tensor, point.tensor, point.spec, self._observed(point))
+
+    def _observed(self, point: ActivationPoint) -> QParams:
         if point.kind == "fixed":
             return fixed_qparams(op_type(point.node), point.spec)
         if point.kind == "constant":
@@ -267,7 +330,7 @@ class _Converter:
         self.at_source: dict[str, fx.Node] = {}
         self.points: dict[str, ActivationPoint] = {}
 
-    def run(self, infinite: Mapping[str, int], float_hash: str | None) -> QuantizedModel:
+    def run(self, infinite: Mapping[str, int], float_hash: str | None, reference: Model | None) -> QuantizedModel:
         weights = self._weights()
         activations = self._activations()
         self._products(weights, activations)
@@ -283,7 +346,7 @@ class _Converter:
         output_nodes = {t: self.at_source.get(t, self.copy_of[self.model.node(t)]) for t in ends}
         return QuantizedModel(
             self.model, self.mapping, gm, self.placement, weights, activations, ledger, output_nodes, self.points,
-            infinite, float_hash,
+            infinite, float_hash, reference,
         )  # fmt: skip
 
     def _weights(self) -> dict[str, QuantizedTensor]:

@@ -10,6 +10,7 @@ from qlab.metrics import MISSING
 
 FLOAT = "float"
 DEFAULT = "default"
+SWITCHES = {"equalize": "equalisation of adjacent layers", "correct_bias": "bias correction"}
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,22 @@ def config_difference(a: QConfigMapping, b: QConfigMapping) -> Difference:
     for word, of_a, of_b in (("type", a.by_type, b.by_type), ("layer", a.by_name, b.by_name)):
         for key in dict.fromkeys([*of_a, *of_b]):
             rows += _rule(f"{word} {key}", _looked_up(of_a, key), _looked_up(of_b, key))
+    for name in dict.fromkeys([*a.ranges, *b.ranges]):
+        before, after = a.ranges.get(name), b.ranges.get(name)
+        if before != after:
+            rows.append(FieldDifference(f"tensor {name}", "range", _ends(before), _ends(after)))
+    for key, words in SWITCHES.items():
+        if getattr(a, key) != getattr(b, key):
+            rows.append(FieldDifference(DEFAULT, words, _on(getattr(a, key)), _on(getattr(b, key))))
     return Difference(tuple(rows))
+
+
+def _ends(ends: tuple[float, float] | None) -> str:
+    return "observed" if ends is None else f"{ends[0]:.4g} … {ends[1]:.4g}"
+
+
+def _on(value: bool) -> str:
+    return "on" if value else "off"
 
 
 _Rule = tuple[bool, QConfig | None]  # whether there is one, and what it says
@@ -86,6 +102,14 @@ def _short(has: bool, config: QConfig | None) -> str:
     if not has:
         return MISSING
     return FLOAT if config is None else summary(config)
+
+
+def extras(mapping: QConfigMapping) -> list[str]:
+    """What a config does beside its rules, in a few words each."""
+    count = len(mapping.ranges)
+    out = [f"{count} range{'s' if count > 1 else ''} by hand"] if count else []
+    short = {"equalize": "equalised", "correct_bias": "biases corrected"}
+    return out + [words for key, words in short.items() if getattr(mapping, key)]
 
 
 def summary(config: QConfig | None) -> str:

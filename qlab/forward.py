@@ -43,7 +43,7 @@ class Forward:
         if batch_size < 1:
             raise DataMismatch(f"The batch size is {batch_size}. It has to be at least 1.")
         self.part = part
-        self.model = network.model if isinstance(network, QuantizedModel) else network
+        self.model = network.reference if isinstance(network, QuantizedModel) else network
         self.size = self.model.fixed_batch or batch_size
         self.batches = -(-len(part) // self.size)
         self.taps: SqnrTaps | None = None

@@ -25,14 +25,14 @@ class SqnrTaps:
         self.layers_of: dict[str, list[str]] = {}
         for layer, tensor in qmodel.outputs.items():
             self.layers_of.setdefault(tensor, []).append(layer)
-        self._float_nodes = {qmodel.model.node(tensor): tensor for tensor in self.layers_of}
-        self._float = float_side(qmodel.model)
+        self._float_nodes = {qmodel.reference.node(tensor): tensor for tensor in self.layers_of}
+        self._float = float_side(qmodel.reference)
         self._float.begin()
         self._sums: dict[int, dict[str, tuple[float, float]]] = {}
 
     def run(self, number: int, inputs: tuple[Tensor, ...]) -> tuple[Any, Any]:
         """Outputs of the quantized and of the float network for this batch."""
-        reference = self._float.batch(self.qmodel.model, self._float_nodes, inputs)
+        reference = self._float.batch(self.qmodel.reference, self._float_nodes, inputs)
         output, noise = self._quantized(inputs, reference)
         self._sums[number] = {tensor: (reference.power[tensor], noise[tensor]) for tensor in noise}
         return output, reference.output

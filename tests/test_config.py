@@ -165,3 +165,25 @@ def test_functions_are_not_shadowed_by_their_modules():
     code = "import qlab.calibration, qlab.conversion, qlab.evaluation, qlab.lab.run, qlab\n"
     code += "assert all(callable(f) for f in (qlab.calibrate, qlab.convert, qlab.evaluate, qlab.run))"
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
+
+
+def test_ranges_and_switches_of_a_mapping_survive_json_and_are_left_out_where_usual():
+    mapping = QConfigMapping(ranges={"fc.weight": (-1, 0.5)}, equalize=True)
+    again = QConfigMapping.from_dict(json.loads(json.dumps(mapping.to_dict())))
+    assert again == mapping
+    assert again.ranges == {"fc.weight": (-1.0, 0.5)}
+    assert "ranges" not in QConfigMapping().to_dict()
+    assert not {"equalize", "correct_bias"} & QConfigMapping().to_dict().keys()
+    assert mapping.preparation == QConfigMapping(equalize=True)
+    assert QConfigMapping(correct_bias=True).needs_calibration
+
+
+@pytest.mark.parametrize("ends", [(1.0, 2.0), (-2.0, -1.0), (0.0, 0.0), (-1.0,), "ab", (float("nan"), 1.0), (True, 2)])
+def test_a_range_that_is_none_is_refused(ends):
+    with pytest.raises(InvalidConfig, match="range of fc"):
+        QConfigMapping(ranges={"fc": ends})
+
+
+def test_switches_are_on_or_off():
+    with pytest.raises(InvalidConfig, match="equalize is 'yes'"):
+        QConfigMapping(equalize="yes")

@@ -378,3 +378,38 @@ def test_known_grids_are_those_of_a_first_conversion(residual):
 def copy_of(calib):
     """With nothing chosen yet."""
     return qlab.Calibration(dict(calib._stats), calib.aliases, calib.model_hash, calib.samples)
+
+
+def test_a_range_by_hand_is_the_grid():
+    model = qlab.load_model("residual_digits")
+    data = qlab.load_dataset("residual_digits")
+    calib = qlab.calibrate(model, data)
+    per_tensor = qlab.QuantSpec(8, "per_tensor_affine")
+    plain = qlab.QConfigMapping(qlab.QConfig(per_tensor, qlab.QuantSpec(8)))
+    layer = next(row.layer for row in qlab.convert(model, plain, calib).ledger if row.weight)
+    output = qlab.convert(model, plain, calib).outputs[layer]
+    mapping = plain.replace(ranges={f"{layer}.weight": (-0.25, 0.5), output: (0.0, 1.5), "nowhere": (0.0, 1.0)})
+    qmodel = qlab.convert(model, mapping, calib)
+    weight, activation = qmodel.weights[layer].qparams, qmodel.activations[output].qparams
+    assert float(weight.scale) == pytest.approx(0.75 / 255)
+    assert float(activation.high) == pytest.approx(1.5)
+    assert float(activation.low) == 0
+    assert qmodel.unmatched == ("range nowhere",)
+    notes = {row.layer: row.notes for row in qmodel.ledger}
+    assert any("set by hand" in note for note in notes[layer])
+    other = next(name for name in qmodel.activations if name != output)
+    assert torch.equal(qmodel.activations[other].scale, qlab.convert(model, plain, calib).activations[other].scale)
+
+
+def test_a_range_by_hand_cuts_each_channel():
+    model = qlab.load_model("residual_digits")
+    mapping = qlab.QConfigMapping(qlab.QConfig(qlab.QuantSpec(8, "per_channel_symmetric"), mode="weight_only"))
+    layer = next(row.layer for row in qlab.convert(model, mapping).ledger if row.weight)
+    before = qlab.convert(model, mapping).weights[layer].qparams
+    limit = float(before.high.median())
+    after = qlab.convert(model, mapping.replace(ranges={f"{layer}.weight": (-limit, limit)})).weights[layer].qparams
+    wide = before.high > limit
+    assert wide.any()
+    assert not wide.all()
+    assert torch.allclose(after.high[wide], torch.tensor(limit) * 127 / 127.5, rtol=1e-2)
+    assert torch.allclose(after.scale[~wide], before.scale[~wide], rtol=1e-2)

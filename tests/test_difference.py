@@ -2,7 +2,7 @@ import pytest
 
 import qlab
 from qlab.config import QConfig, QConfigMapping, QuantSpec
-from qlab.difference import FieldDifference, config_difference, summary
+from qlab.difference import FieldDifference, config_difference, extras, summary
 
 W, A = QuantSpec(8, "per_channel_symmetric"), QuantSpec(8)
 BASE = QConfigMapping(QConfig(W, A))
@@ -82,3 +82,12 @@ def test_summary() -> None:
     assert summary(BASE.default) == "W8 A8 static"
     assert summary(None) == "float"
     assert summary(QConfig(W.replace(bits=4), mode="weight_only")) == "W4 weight-only"
+
+
+def test_what_is_no_rule_is_told_too() -> None:
+    other = BASE.replace(ranges={"fc.weight": (-0.5, 0.5)}, equalize=True)
+    assert words(BASE, other) == (
+        "tensor fc.weight range observed → -0.5 … 0.5; equalisation of adjacent layers off → on"
+    )
+    assert extras(other) == ["1 range by hand", "equalised"]
+    assert extras(BASE) == []

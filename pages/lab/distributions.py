@@ -29,7 +29,7 @@ def bench() -> None:
     )
     with errors.box():
         trial.take_result_of_use()
-        model = cache.model(state.model_ref())
+        model = cache.network(state.model_ref())
         known = trial.tensors(model)
         entry = trial.chosen_entry(known)
         spec = trial.draft(entry)

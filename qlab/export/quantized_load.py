@@ -23,6 +23,7 @@ from qlab.export.quantized_file import FORMAT, INTEGERS, VERSION, check_lookups,
 from qlab.export.tensor_file import MAX_FILE, unpack_file
 from qlab.graph.archive_schema import shown
 from qlab.graph.capture import Model, propagate_shapes
+from qlab.graph.equalize import network_of
 from qlab.graph.placement import ActivationPoint, WeightPoint
 from qlab.quant.fake_quant import container
 from qlab.quant.packing import unpack
@@ -56,13 +57,18 @@ def load_quantized(source: str | Path | bytes, model: Model | None = None) -> Qu
     grids = _FromFile(texts, tensors)
     infinite = {k: typed(n, int, f"infinite.{shown(k)}") for k, n in grids.infinite.items()}
     folded = [printable(line, "model.folded") for line in at(about, "folded", list, "model")]
-    constants = grids.constants() if model is None else dict(model.graph_module.state_dict())
+    constants, network = grids.constants(), None
+    if model is not None:  # what is not in it, such as a corrected bias, is in the file
+        network = network_of(model, mapping)
+        constants |= network.graph_module.state_dict()
     with _building():
         gm, inputs = read_graph(graph, constants)
         propagate_shapes(gm, inputs)
         rebuilt = Model(gm, inputs, text_at(about, "name", "model"), folded)
-        qmodel = convert_from(grids, rebuilt, mapping, infinite, content_hash)
-    if model is not None and not qmodel.has_float_original:
+        changed = mapping.equalize or mapping.correct_bias
+        qmodel = convert_from(grids, rebuilt, mapping, infinite, content_hash, network if changed else None)
+    expected = network if mapping.equalize and not mapping.correct_bias else model
+    if expected is not None and not mapping.correct_bias and rebuilt.content_hash != expected.content_hash:
         damaged("graph", "is not the graph of the model whose content hash the file names")
     grids.finish(qmodel)
     return qmodel

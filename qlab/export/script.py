@@ -56,8 +56,9 @@ def _split(experiment: Experiment) -> list[str]:
 
 def _measure(experiment: Experiment) -> list[str]:
     mapping, size = experiment.resolved_mapping, experiment.batch_size
-    if mapping.needs_ranges:
-        calibrated = [f"calibration = qlab.calibrate(model, data, batch_size={size})"]
+    if mapping.needs_calibration:
+        changed = ", mapping=mapping" if mapping.equalize or mapping.correct_bias else ""
+        calibrated = [f"calibration = qlab.calibrate(model, data, batch_size={size}{changed})"]
     else:
         calibrated = ["calibration = None  # nothing takes its range from the data"]
     return [
@@ -105,6 +106,9 @@ def _mapping(mapping: QConfigMapping | str) -> str:
                 *(f"        {key!r}: {name(value)}," for key, value in table.items()),
                 "    },",
             ]
+    if mapping.ranges:
+        lines.append(f"    ranges={dict(mapping.ranges)!r},")
+    lines += [f"    {name}=True," for name in ("equalize", "correct_bias") if getattr(mapping, name)]
     return "\n".join([*lines, ")"]) if len(lines) > len(distinct) + 1 else "mapping = qlab.QConfigMapping()"
 
 

@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from qlab.difference import extras
 from qlab.export.translation import Difference
 from qlab.lab.experiment import IN_MEMORY, Experiment
 from qlab.samples import SAMPLES, sample_names
@@ -57,9 +58,9 @@ def config_name(experiment: Experiment) -> str:
     mapping = experiment.mapping
     if isinstance(mapping, str):
         return mapping
-    rules = len(mapping.by_type) + len(mapping.by_name)
-    more = f", {rules} more {'rules' if rules > 1 else 'rule'}" if rules else ""
-    return (str(mapping.default) if mapping.default else "float") + more
+    rules = mapping.rule_count
+    more = [f"{rules} more {'rules' if rules > 1 else 'rule'}"] if rules else []
+    return ", ".join([str(mapping.default) if mapping.default else "float", *more, *extras(mapping)])
 
 
 def file_stem(experiment: Experiment) -> str:

@@ -51,7 +51,8 @@ class Model:
     """A float network: an FX graph of ATen ops, lowered, with names for its tensors.
 
     Calling it runs the float graph. It is shared and cached: copy before changing anything (`convert` does).
-    chosen: the grids that `convert` has chosen for its constants, by constant, spec and axis.
+    chosen: the grids that `convert` has chosen for its constants, by constant, spec and axis. derived: networks made
+    from it that compute the same, such as the equalised one, by what was done.
     """
 
     def __init__(self, graph_module: fx.GraphModule, inputs: tuple[InputSpec, ...], name: str, folded: list[str]):
@@ -60,6 +61,7 @@ class Model:
         self.name = name
         self.folded = folded
         self.names = _name_nodes(graph_module)
+        self.derived: dict[str, Model] = {}
         self.chosen: Memo[ConstantGrid] = Memo(KNOWN_BYTES, lambda grid: grid.qparams.nbytes)
         self._node_of = {name: node for node, name in self.names.items()}
 

@@ -45,7 +45,7 @@ def lower(gm: fx.GraphModule) -> list[str]:
     _constant_products_to_linear(gm)
     folded = _fold_batch_norm(gm)
     gm.graph.eliminate_dead_code()
-    _drop_unused_attributes(gm)
+    drop_unused_attributes(gm)
     gm.graph.lint()
     gm.recompile()
     return folded
@@ -56,7 +56,10 @@ def copy_graph(gm: fx.GraphModule) -> tuple[fx.GraphModule, dict[fx.Node, fx.Nod
     graph = fx.Graph()
     graph.output(graph.graph_copy(gm.graph, {}))
     copy = fx.GraphModule(gm, graph, class_name=f"{type(gm).__name__}Copy")
-    return copy, dict(zip(gm.graph.nodes, copy.graph.nodes, strict=True))
+    copy_of = dict(zip(gm.graph.nodes, copy.graph.nodes, strict=True))
+    for node, copied in copy_of.items():
+        copied.name = node.name  # fx avoids names of Python's own, such as input, under which a placeholder is known
+    return copy, copy_of
 
 
 def attribute(gm: fx.GraphModule, node: Any) -> Tensor | None:
@@ -317,7 +320,8 @@ def _groups(conv: fx.Node, kind: str) -> int:
     return int(conv.args[6]) if len(conv.args) > 6 else int(conv.kwargs.get("groups", 1))  # type: ignore[arg-type]
 
 
-def _drop_unused_attributes(gm: fx.GraphModule) -> None:
+def drop_unused_attributes(gm: fx.GraphModule) -> None:
+    """Forgets constants that no node reads."""
     used = {str(n.target) for n in gm.graph.nodes if n.op == "get_attr"}
     for store in (gm._parameters, gm._buffers):
         for name in [n for n in store if n not in used]:

@@ -118,7 +118,7 @@ def _mapping(text: str) -> QConfigMapping:
 @lru_cache(maxsize=4096)
 def _about(text: str) -> dict[str, Any]:
     mapping = _mapping(text)
-    default, rules = mapping.default, len(mapping.by_type) + len(mapping.by_name)
+    default, rules = mapping.default, mapping.rule_count
     weight = default.weight if default else None
     activation = default.activation if default else None
 

@@ -112,6 +112,7 @@ class Driver:
                 {
                     "model": s.model, "data": s.data, "batch_size": s.batch_size, "seed": s.seed, "backend": s.backend,
                     "calibration_samples": s.calibration_samples,
+                    "mapping": s.experiments[0].resolved_mapping.preparation,
                 },
                 travels=False,
             )  # fmt: skip

@@ -75,7 +75,7 @@ def export_task(work: Work, spec: dict[str, Any]) -> Outcome:
     """What a job of kind "export" does. Raises what loading, calibrating and converting raise."""
     experiment = Experiment.from_dict(spec)
     mapping, batch_size = experiment.resolved_mapping, experiment.batch_size
-    loaded = stages.load(work, experiment, ranges=mapping.needs_ranges, reference=False, then=_own_stages)
+    loaded = stages.load(work, experiment, ranges=mapping.needs_calibration, reference=False, then=_own_stages)
     key = export_key(loaded.model, loaded.data, mapping, batch_size)
     if _find(work.store, key) is None:
         qmodel = stages.quantized(work, loaded, mapping, batch_size)
@@ -96,7 +96,7 @@ def find_exports(
 
 def export_key(model: Model, data: Dataset, mapping: QConfigMapping, batch_size: int) -> str:
     """The data counts only where it calibrates."""
-    ranges = stages.calibration_key(model, data, batch_size) if mapping.needs_ranges else None
+    ranges = stages.calibration_key(model, data, batch_size, mapping) if mapping.needs_calibration else None
     return stages.key_of(
         EXPORT, VERSION, qlab.__version__, templates.template_key(model), ranges,
         json.dumps(mapping.to_dict(), sort_keys=True),

@@ -48,7 +48,7 @@ def runtime_task(work: Work, spec: dict[str, Any]) -> Outcome:
             Stage(measure.TIME, seconds=2 * measure.BUDGET),
         ]
 
-    loaded = stages.load(work, experiment, ranges=mapping.needs_ranges, then=own_stages)
+    loaded = stages.load(work, experiment, ranges=mapping.needs_calibration, then=own_stages)
     model, data, store = loaded.model, loaded.data, work.store
     keys = _keys(model, data, mapping, batch, threads, batch_size)
     found = store.find_derived(REPORT, keys[REPORT])

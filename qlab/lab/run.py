@@ -102,20 +102,23 @@ def prepare(
     batch_size: int = 64,
     calibration_samples: int | None = None,
     seed: int = 0,
+    mapping: QConfigMapping | None = None,
     store: Store | None = None,
 ) -> Prepared:
     """Calibration and float evaluation of a model on data, from the store if they are there.
 
-    model, data: as in Experiment. progress may raise to stop. Raises DataMismatch, NonFinite, and what loading raises.
+    model, data: as in Experiment. mapping: a config the calibration is for; of it counts the preparation alone.
+    progress may raise to stop. Raises DataMismatch, NonFinite, and what loading raises.
     """
     store = store or open_store()
     arguments: dict[str, Any] = {"batch_size": batch_size, "calibration_samples": calibration_samples, "seed": seed}
+    arguments["mapping"] = (mapping or QConfigMapping()).preparation
     row = describe_prepare(store, {"model": model, "data": data, **arguments}, travels=False)
     run_id = store.create_run(kind="prepare", **row.columns)
     store.start(run_id)
     work = Work(store, run_id, progress)
     kept: list[Prepared] = []
-    experiment = Experiment(model, data, QConfigMapping(), **arguments)
+    experiment = Experiment(model, data, **arguments)
 
     def task(work: Work, _spec: Mapping[str, Any]) -> Outcome:
         found, outcome = _prepare(work, experiment)
@@ -134,10 +137,12 @@ def find_prepared(
     batch_size: int = 64,
     calibration_samples: int | None = None,
     seed: int = 0,
+    mapping: QConfigMapping | None = None,
 ) -> Prepared | None:
     """What `prepare` stored for this model and data, or None if it has not been computed; computes nothing."""
     data = sources.split(data, calibration_samples, seed)
-    calibration = store.find_derived(stages.CALIBRATION, stages.calibration_key(model, data, batch_size))
+    key = stages.calibration_key(model, data, batch_size, mapping or QConfigMapping())
+    calibration = store.find_derived(stages.CALIBRATION, key)
     evaluation = store.find_derived(stages.FLOAT_EVALUATION, stages.evaluation_key(model, data, batch_size))
     if calibration is None or evaluation is None:
         return None
@@ -205,7 +210,7 @@ def content_key_of(model_hash: str, data_hash: str, batch: int, experiment: Expe
 def _experiment(work: Work, experiment: Experiment, given: Calibration | None = None) -> Outcome:
     """given: a calibration to take instead of that of the data."""
     mapping = experiment.resolved_mapping
-    ranges = mapping.needs_ranges
+    ranges = mapping.needs_calibration
     integer = _on_integers(experiment.backend, mapping)
 
     def own_stages(batches: int) -> list[Stage]:
@@ -225,7 +230,9 @@ def _experiment(work: Work, experiment: Experiment, given: Calibration | None = 
     if given is None:
         work.store.identify(work.run_id, content_key=content_key(model, data, experiment))
     # Weight-only and dynamic configs take no ranges from the data: nothing to wait for.
-    calibrated = stages.calibration(work, model, data, experiment.batch_size) if ranges and given is None else None
+    calibrated = None
+    if ranges and given is None:
+        calibrated = stages.calibration(work, model, data, experiment.batch_size, mapping)
     reference, reference_artifact = stages.float_evaluation(work, model, data, experiment.batch_size)
     work.progress(stages.CONVERT)
     calibration = calibrated[0] if calibrated else given if ranges else None
@@ -325,7 +332,9 @@ def _prepare(work: Work, experiment: Experiment) -> tuple[Prepared, Outcome]:
     later = [Stage(templates.EXPORT, seconds=templates.SECONDS)] if exports else []
     loaded = stages.load(work, experiment, ranges=True, then=lambda _batches: later)
     model, data = loaded.model, loaded.data
-    calibration, calibration_artifact = stages.calibration(work, model, data, experiment.batch_size)
+    calibration, calibration_artifact = stages.calibration(
+        work, model, data, experiment.batch_size, experiment.resolved_mapping
+    )
     reference, reference_artifact = stages.float_evaluation(work, model, data, experiment.batch_size)
     artifacts = {stages.CALIBRATION: calibration_artifact.hash, stages.FLOAT_EVALUATION: reference_artifact.hash}
     if exports:

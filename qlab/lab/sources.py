@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from qlab.difference import extras
 from qlab.errors import InvalidConfig
 from qlab.lab.experiment import IN_MEMORY, Experiment
 from qlab.lab.kept import file_key, kept
@@ -120,9 +121,9 @@ def config_label(experiment: Experiment) -> str:
     if isinstance(experiment.mapping, str):
         return experiment.mapping
     mapping = experiment.mapping
-    overrides = len(mapping.by_type) + len(mapping.by_name)
-    more = f" · {overrides} override{'s' if overrides > 1 else ''}" if overrides else ""
-    return (str(mapping.default) if mapping.default else "float") + more
+    overrides = mapping.rule_count
+    more = [f"{overrides} override{'s' if overrides > 1 else ''}"] if overrides else []
+    return " · ".join([str(mapping.default) if mapping.default else "float", *more, *extras(mapping)])
 
 
 def _locate(reference: str, store: Store, what: str) -> str:

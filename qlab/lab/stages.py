@@ -19,6 +19,7 @@ from qlab.data import Dataset, Finding, check_against
 from qlab.errors import DataMismatch
 from qlab.evaluation import Evaluation, evaluate
 from qlab.graph.capture import Model
+from qlab.graph.equalize import network_of
 from qlab.lab import sources
 from qlab.lab.experiment import Experiment
 from qlab.lab.kept import kept
@@ -65,7 +66,8 @@ def load(
     batches = math.ceil(len(data.evaluation) / size)
     known = work.store.find_derived
     stages = [Stage(CHECK)]
-    if ranges and not known(CALIBRATION, calibration_key(model, data, experiment.batch_size)):
+    mapping = experiment.resolved_mapping
+    if ranges and not known(CALIBRATION, calibration_key(model, data, experiment.batch_size, mapping)):
         stages.append(Stage(CALIBRATE, math.ceil(len(data.calibration) / size), CALIBRATE_COST))
     if reference and not known(FLOAT_EVALUATION, evaluation_key(model, data, experiment.batch_size)):
         stages.append(Stage(EVALUATE_FLOAT, batches))
@@ -85,17 +87,20 @@ def load(
 
 def quantized(work: Work, loaded: Loaded, mapping: QConfigMapping, batch_size: int) -> QuantizedModel:
     """The model under this mapping, with the calibration from the store where the mapping needs one."""
-    found = calibration(work, loaded.model, loaded.data, batch_size)[0] if mapping.needs_ranges else None
+    found = calibration(work, loaded.model, loaded.data, batch_size, mapping)[0] if mapping.needs_calibration else None
     work.progress(CONVERT)
     return convert(loaded.model, mapping, found)
 
 
-def calibration(work: Work, model: Model, data: Dataset, batch_size: int) -> tuple[Calibration, Artifact]:
-    key = calibration_key(model, data, batch_size)
+def calibration(
+    work: Work, model: Model, data: Dataset, batch_size: int, mapping: QConfigMapping
+) -> tuple[Calibration, Artifact]:  # fmt: skip
+    """A calibration that serves this mapping, and every other with the same preparation."""
+    key = calibration_key(model, data, batch_size, mapping)
     found = work.store.find_derived(CALIBRATION, key)
     if found is not None:
         return kept(CALIBRATION, found.hash, lambda: Calibration.load(found.path)), found
-    made = calibrate(model, data, batch_size, work.stage(CALIBRATE))
+    made = calibrate(model, data, batch_size, work.stage(CALIBRATE), mapping=mapping)
     with work.store.new_file(".npz") as path:
         made.save(path)
         artifact = work.store.add_upload(path, f"{model.name}.calibration.npz", kind=CALIBRATION)
@@ -120,9 +125,12 @@ def read_evaluation(artifact: Artifact) -> Evaluation:
     return Evaluation.from_dict(json.loads(artifact.path.read_bytes()))
 
 
-def calibration_key(model: Model, data: Dataset, batch_size: int) -> str:
-    """The data's hash includes its split, and so the calibration samples and the seed."""
-    return key_of(CALIBRATION, DERIVED_VERSION, model.content_hash, data.content_hash, model.fixed_batch or batch_size)
+def calibration_key(model: Model, data: Dataset, batch_size: int, mapping: QConfigMapping) -> str:
+    """The data's hash includes its split, and so the calibration samples and the seed. Of the mapping counts what is
+    done to the network before it is quantized."""
+    network, means = network_of(model, mapping), ["means"] if mapping.correct_bias else []
+    batch = model.fixed_batch or batch_size
+    return key_of(CALIBRATION, DERIVED_VERSION, network.content_hash, data.content_hash, batch, *means)
 
 
 def evaluation_key(model: Model, data: Dataset, batch_size: int) -> str:

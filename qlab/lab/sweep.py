@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from qlab.config import QConfigMapping
+from qlab.difference import extras
 from qlab.errors import InvalidConfig
 from qlab.lab.experiment import Experiment, read_spec
 from qlab.lab.grid import Grid, coverage_order, short_names
@@ -230,7 +231,8 @@ def _names(mappings: list[QConfigMapping | str]) -> list[str]:
             name = mapping
         else:
             name = "float" if mapping.default is None else next(short)
-            rules = len(mapping.by_type) + len(mapping.by_name)
-            name += f" · {rules} rule{'s' if rules > 1 else ''}" if rules else ""
+            rules = mapping.rule_count
+            more = [f"{rules} rule{'s' if rules > 1 else ''}"] if rules else []
+            name = " · ".join([name, *more, *extras(mapping)])
         names.append(name if name not in names else f"{name} ({len(names) + 1})")
     return names

@@ -75,11 +75,12 @@ def _labels(store: Store, described: Experiment | Sweep, config: str) -> dict[st
 
 
 def describe_prepare(store: Store, arguments: Mapping[str, Any], *, travels: bool = True) -> Row:
-    """model, data, and any of batch_size, calibration_samples, seed: what Experiment has, without a mapping."""
+    """model, data, and any of batch_size, calibration_samples, seed, backend: what Experiment has. mapping: what the
+    calibration has to know of a config (`QConfigMapping.preparation`)."""
     from qlab.config import QConfigMapping
     from qlab.lab.experiment import Experiment
 
-    experiment = Experiment(mapping=QConfigMapping(), **arguments)
+    experiment = Experiment(**{"mapping": QConfigMapping(), **arguments})
     row = describe_experiment(store, {"experiment": experiment}, travels=travels)
     return Row(spec=row.spec, model=row.model, data=row.data)
 

@@ -36,7 +36,7 @@ def latency_task(work: Work, spec: dict[str, Any]) -> Outcome:
             Stage(TIME, seconds=SECONDS_EACH * (count + 1)),
         ]  # fmt: skip
 
-    ranges = any(e.resolved_mapping.needs_ranges for e in experiments.values())
+    ranges = any(e.resolved_mapping.needs_calibration for e in experiments.values())
     loaded = stages.load(work, first, ranges=ranges, reference=False, then=own_stages)
     work.progress(templates.EXPORT)
     templates.ensure_template(work.store, loaded.model)
@@ -48,7 +48,7 @@ def latency_task(work: Work, spec: dict[str, Any]) -> Outcome:
         calls[FLOAT] = call_of(float_session(loaded.model, options), x)
         for number, (run_id, experiment) in enumerate(experiments.items()):
             work.progress(OPEN_SESSIONS, number, count)
-            own = stages.load(work, experiment, ranges=experiment.resolved_mapping.needs_ranges, reference=False)
+            own = stages.load(work, experiment, ranges=experiment.resolved_mapping.needs_calibration, reference=False)
             if own.model.content_hash != loaded.model.content_hash:
                 raise InvalidConfig("These runs are of different networks: time those of one network together.")
             qmodel = stages.quantized(work, own, experiment.resolved_mapping, experiment.batch_size)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -118,6 +118,18 @@ def dynamic_qparams(x: torch.Tensor, spec: QuantSpec) -> QParams:
     return QParams(
         torch.tensor(float(scale)), torch.tensor(int(zero_point), dtype=torch.int32), spec.quant_min, spec.quant_max
     )
+
+
+def with_range(qp: QParams, spec: QuantSpec, low: float, high: float) -> QParams:
+    """The grid laid over low..high; with several scales, each of their ranges cut to it. Raises NonFinite."""
+    grid = Grid(spec.quant_min, spec.quant_max, spec.symmetric, spec.signed)
+    several = qp.scale.ndim > 0
+    lows = np.maximum(_numpy(qp.low), np.float32(low)) if several else np.float32(low)
+    highs = np.minimum(_numpy(qp.high), np.float32(high)) if several else np.float32(high)
+    scale, zero_point = grid.scale_zero_point(lows, highs)
+    if not np.all(np.isfinite(scale)):
+        raise NonFinite(f"the range {low:g} to {high:g} is too wide for a float32 scale.")
+    return replace(qp, scale=torch.from_numpy(np.asarray(scale)), zero_point=torch.from_numpy(np.asarray(zero_point)))
 
 
 # Output range of ops that have one whatever goes in: (span, share of the codes below zero).

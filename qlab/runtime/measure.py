@@ -114,7 +114,7 @@ def measure_numbers(
     defaults = parity(qmodel, inputs, RuntimeOptions(as_simulated=False)) if differ else None
     tell(ROOM, 0, 1)
     rows = headroom(qmodel, inputs)
-    reference = reference or evaluate(qmodel.model, data, None, batch_size, sqnr_samples=0)
+    reference = reference or evaluate(qmodel.reference, data, None, batch_size, sqnr_samples=0)
 
     def run(backend: str, stage: str) -> Evaluation:
         def forward(_stage: str, done: int, total: int) -> None:

@@ -259,10 +259,10 @@ def trace_layer(qmodel: QuantizedModel, layer: str, inputs: tuple[Tensor, ...]) 
     found = integer_layer(qmodel, layer)
     qmodel.model.check_inputs(inputs)
     kept: dict[fx.Node, Tensor] = {}
-    truth = qmodel.model.node(qmodel.outputs[layer])
+    truth = qmodel.reference.node(qmodel.outputs[layer])
     run_tapped(qmodel.graph_module, {found.input_node, found.end}, kept.__setitem__, inputs)
     if qmodel.has_float_original:
-        run_tapped(qmodel.model.graph_module, {truth}, kept.__setitem__, inputs)
+        run_tapped(qmodel.reference.graph_module, {truth}, kept.__setitem__, inputs)
     return Trace(found, kept[found.input_node], kept[found.end], kept.get(truth))
 
 

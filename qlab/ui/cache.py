@@ -16,6 +16,7 @@ from qlab.ui import facts, state
 from qlab.ui.library import DataRef, ModelRef
 
 if TYPE_CHECKING:
+    from qlab.config import QConfigMapping
     from qlab.data import Dataset
     from qlab.graph.capture import Model
     from qlab.lab.jobs import JobRunner
@@ -72,11 +73,21 @@ def _dataset(ref: DataRef, seed: int, _home: str) -> Dataset:
     return data.split(ref.calibration_samples, seed) if ref.calibration_samples else data
 
 
+def network(ref: ModelRef) -> Model:
+    """The float network that the current config quantizes: the model, or the same function equalised. Shared: do not
+    change it. Raises as `model`."""
+    from qlab.graph.equalize import network_of
+
+    return network_of(model(ref), state.mapping())
+
+
 def prepared(model_ref: ModelRef, data_ref: DataRef) -> Prepared | None:
-    """Calibration and float evaluation if they are in the store; None if they are not. Shared: do not change it."""
-    chosen = state.options()
+    """Float evaluation and a calibration for the current config if they are in the store; None if they are not. Shared:
+    do not change it."""
+    chosen, preparation = state.options(), state.mapping().preparation
+    key = (model_ref.source, data_ref, chosen.batch_size, chosen.seed, str(store().home), repr(preparation))
     try:
-        return _prepared(model_ref.source, data_ref, chosen.batch_size, chosen.seed, str(store().home))
+        return _prepared(*key, preparation)
     except _NotThere:
         return None
 
@@ -86,11 +97,14 @@ class _NotThere(Exception):
 
 
 @st.cache_resource(max_entries=16, show_spinner=False)
-def _prepared(source: str, data_ref: DataRef, batch_size: int, seed: int, home: str) -> Prepared:
+def _prepared(
+    source: str, data_ref: DataRef, batch_size: int, seed: int, home: str, preparation: str, _mapping: QConfigMapping
+) -> Prepared:  # fmt: skip
     from qlab.lab.run import find_prepared
 
     # The data is split already, so the split that find_prepared would make is left out.
-    found = find_prepared(store(), _model(source, home), _dataset(data_ref, seed, home), batch_size=batch_size)
+    held = _model(source, home), _dataset(data_ref, seed, home)
+    found = find_prepared(store(), *held, batch_size=batch_size, mapping=_mapping)
     if found is None:
         raise _NotThere
     return found

@@ -45,10 +45,10 @@ def estimate(model: Model, mapping: QConfigMapping, calib: Calibration) -> Estim
     from qlab.conversion import convert
 
     qmodel = convert(model, mapping, calib)
-    return Estimate(qmodel.size, qmodel.ledger, _own_noise(model, qmodel, calib), qmodel.unmatched)
+    return Estimate(qmodel.size, qmodel.ledger, _own_noise(qmodel, calib), qmodel.unmatched)
 
 
-def _own_noise(model: Model, qmodel: QuantizedModel, calib: Calibration) -> dict[str, float]:
+def _own_noise(qmodel: QuantizedModel, calib: Calibration) -> dict[str, float]:
     """Layer -> 10 log10(1 / sum of the noise shares of its weights and of its output).
 
     The noise a weight adds to the output has, for inputs that do not depend on its rounding, the same share of the
@@ -59,8 +59,8 @@ def _own_noise(model: Model, qmodel: QuantizedModel, calib: Calibration) -> dict
     from qlab.quant.error import quantization_error
 
     shares: dict[str, float] = {}
-    for point in place(model, qmodel.mapping, calib.infinite).weights:
-        weight = attribute(model.graph_module, point.constant)
+    for point in place(qmodel.model, qmodel.mapping, calib.infinite).weights:
+        weight = attribute(qmodel.reference.graph_module, point.constant)
         if weight is not None and bool((weight != 0).any()):
             error = quantization_error(weight, qmodel.weights[point.layer].qparams)
             shares[point.layer] = shares.get(point.layer, 0.0) + error.noise / error.signal

@@ -88,8 +88,8 @@ def _quantized(model: Model) -> QuantizedModel:
 
     mapping, data = state.mapping(), cache.dataset(state.data_ref())
     found = None
-    if mapping.needs_ranges:
-        key = stages.calibration_key(model, data, state.options().batch_size)
+    if mapping.needs_calibration:
+        key = stages.calibration_key(model, data, state.options().batch_size, mapping)
         found = cache.store().find_derived(stages.CALIBRATION, key)
     return converted.under(model, mapping, found)[0]
 

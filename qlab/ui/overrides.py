@@ -90,8 +90,11 @@ def _changed(spec: QuantSpec, bits: int | None, scheme: str | None) -> QuantSpec
     return spec
 
 
-def parse(rules: Sequence[Rule], default: QConfig | None) -> Parsed:
-    """The mapping of this default with these rules; a row that makes no sense is left out and named."""
+def parse(rules: Sequence[Rule], default: QConfig | None, like: QConfigMapping | None = None) -> Parsed:
+    """The mapping of this default with these rules; a row that makes no sense is left out and named.
+
+    like: where what is no rule (ranges by hand, equalisation) is taken from.
+    """
     by_type: dict[str, QConfig | None] = {}
     by_name: dict[str, QConfig | None] = {}
     problems: dict[int, str] = {}
@@ -110,7 +113,7 @@ def parse(rules: Sequence[Rule], default: QConfig | None) -> Parsed:
                 rows[rule.pattern] = rule.qconfig(default)
             except InvalidConfig as error:
                 problems[number] = str(error)
-    return Parsed(QConfigMapping(default=default, by_type=by_type, by_name=by_name), problems)
+    return Parsed(replace(like or QConfigMapping(), default=default, by_type=by_type, by_name=by_name), problems)
 
 
 def rules_of(mapping: QConfigMapping) -> list[Rule]:
@@ -177,7 +180,7 @@ def rows() -> list[Rule]:
     """The rows of this session, brought in line with the mapping when another page changed that."""
     mapping = state.mapping()
     known = st.session_state.get(ROWS)
-    if known is None or parse(known, mapping.default).mapping != mapping:
+    if known is None or parse(known, mapping.default, mapping).mapping != mapping:
         known = rules_of(mapping)
         _restart(known)
     return known
@@ -185,13 +188,13 @@ def rows() -> list[Rule]:
 
 def set_default(config: QConfig | None) -> None:
     """Changes what layers without a rule get; the cells left empty in the rules follow."""
-    state.set_mapping(parse(rows(), config).mapping)
+    state.set_mapping(parse(rows(), config, state.mapping()).mapping)
 
 
 def set_rows(rules: list[Rule]) -> None:
     """Makes these rules the rules of the current config."""
     st.session_state[ROWS] = rules
-    state.set_mapping(parse(rules, state.mapping().default).mapping)
+    state.set_mapping(parse(rules, state.mapping().default, state.mapping()).mapping)
 
 
 def _restart(rules: list[Rule]) -> None:

@@ -47,7 +47,7 @@ def require(*, key: str) -> Prepared | None:
     failed or was stopped is told, with a button to try again. Call it for data that fits the model.
     """
     model, data = state.model_ref(), state.data_ref()
-    mine = (model, data, state.options().batch_size, state.options().seed)
+    mine = (model, data, state.options().batch_size, state.options().seed, repr(state.mapping().preparation))
     return derived.require(KIND, _arguments(model, data), lambda: known(model, data), WORDS, mine=mine, key=key)
 
 
@@ -93,11 +93,12 @@ def accuracy_text(evaluation: Evaluation) -> str:
 
 
 def _arguments(model: ModelRef, data: DataRef) -> dict[str, object]:
-    chosen = state.options()
+    chosen, preparation = state.options(), state.mapping().preparation
     return {
         "model": model.source,
         "data": state.data_table(data),
         "batch_size": chosen.batch_size,
         "calibration_samples": data.calibration_samples,
         "seed": chosen.seed,
+        "mapping": preparation,
     }

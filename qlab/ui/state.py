@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import streamlit as st
 
 from qlab.config import QConfig, QConfigMapping
+from qlab.difference import extras
 from qlab.errors import InvalidConfig
 from qlab.ui import library
 from qlab.ui.library import DataRef, ModelRef
@@ -143,9 +144,9 @@ def config_label() -> str:
     name, current = preset_name(), mapping()
     if name:
         return name
-    overrides = len(current.by_type) + len(current.by_name)
-    more = f" · {overrides} override{'s' if overrides != 1 else ''}" if overrides else ""
-    return _short(current.default) + more
+    overrides = current.rule_count
+    more = [f"{overrides} override{'s' if overrides != 1 else ''}"] if overrides else []
+    return " · ".join([_short(current.default), *more, *extras(current)])
 
 
 def _short(config: QConfig | None) -> str:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
-from qlab.config import MODES, QSCHEMES, QConfigMapping
+from qlab.config import MODES, QSCHEMES
+from qlab.difference import extras
 from qlab.errors import InvalidConfig, QLabError
 from qlab.lab.grid import Grid
 from qlab.metrics import about_duration
@@ -49,8 +50,7 @@ class Plan:
 
         grid = self.grid
         if self.rules:
-            current = state.mapping()
-            grid = replace(grid, rules=QConfigMapping(by_type=current.by_type, by_name=current.by_name))
+            grid = replace(grid, rules=state.mapping().replace(default=None))
         data, options = state.data_ref(), state.options()
         return Sweep.of(
             state.model_ref().source, state.data_table(data), grid, batch_size=options.batch_size, seed=options.seed,
@@ -125,7 +125,7 @@ def _more(chosen: Plan) -> None:
         "Static ranges activations ahead, dynamic at every call, weight-only leaves them float.",
     )  # fmt: skip
     current = state.mapping()
-    count = len(current.by_type) + len(current.by_name)
+    count = current.rule_count + len(extras(current))
     widgets.kept(
         st.toggle, f"Keep the rules of the current config ({count})", value=chosen.rules and count > 0,
         store=lambda on: _set(rules=on), key="sweep_rules", disabled=count == 0,

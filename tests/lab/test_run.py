@@ -97,7 +97,7 @@ def test_what_needs_no_config_is_computed_once(store: Store, few_digits: Path, m
     prepared_artifact = store.artifact(prepared.calibration_artifact)
     prepared_artifact.path.write_bytes(b"damaged")
     assert run(experiment, store=store).status == DONE  # computed anew
-    assert store.find_derived("calibration", stages.calibration_key(model, data, 32)) is not None
+    assert store.find_derived("calibration", stages.calibration_key(model, data, 32, qlab.QConfigMapping())) is not None
 
 
 def test_equal_computations_have_equal_keys(store: Store, few_digits: Path) -> None:

@@ -1,0 +1,176 @@
+"""Equal ranges in adjacent layers, and biases moved so that means stay: the same function, a better grid."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import qlab
+from qlab.errors import DataMismatch, NotObserved
+from qlab.graph.equalize import equalizable, equalized, network_of, with_biases
+
+PER_TENSOR = qlab.QConfigMapping(
+    default=qlab.QConfig(weight=qlab.QuantSpec(8, "per_tensor_symmetric"), activation=qlab.QuantSpec(8))
+)
+
+
+def captured(module, *shape):
+    torch.manual_seed(0)
+    return qlab.load_model(module.eval(), torch.randn(4, *shape))
+
+
+def pairs_of(model):
+    return [(model.names[p.first], model.names[p.second], p.spread) for p in equalizable(model)]
+
+
+class Chain(nn.Module):
+    """Convolution, depthwise, flatten, linear: a channel of the last convolution is four inputs of the linear."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(2, 6, 3), nn.Conv2d(6, 6, 3, groups=6)
+        self.pool, self.fc = nn.AdaptiveAvgPool2d(2), nn.Linear(24, 3)
+
+    def forward(self, x):
+        return self.fc(self.pool(torch.relu(self.b(torch.relu(self.a(x))))).flatten(1))
+
+
+def test_the_same_function_with_equal_ranges():
+    model = captured(Chain(), 2, 9, 9)
+    with torch.no_grad():
+        model.graph_module.get_parameter(str(model.node("a").args[1].target))[2] *= 100
+    assert pairs_of(model) == [("a", "b", 1), ("b", "fc", 4)]
+    x = torch.randn(5, 2, 9, 9)
+    equal = equalized(model)
+    assert torch.allclose(equal(x), model(x), rtol=1e-4, atol=1e-5)
+    assert equal.content_hash != model.content_hash
+    assert equalized(model) is equal  # made once
+
+    def ranges(name):
+        node = equal.node(name)
+        return getattr(equal.graph_module, str(node.args[1].target)).detach().abs()
+
+    of_a, of_b = ranges("a").flatten(1).amax(1), ranges("b").flatten(1).amax(1)
+    of_fc = ranges("fc").reshape(3, 6, 4).amax((0, 2))
+    assert torch.allclose(of_a, of_b, rtol=1e-3)  # b is depthwise: its channel i alone reads channel i of a
+    assert torch.allclose(of_b, of_fc, rtol=1e-3)
+
+
+class Branches(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c, self.d = (nn.Linear(6, 6) for _ in range(4))
+
+    def forward(self, x):
+        y = torch.relu(self.a(x))
+        z = self.b(y) + y  # two readers
+        return self.d(torch.sigmoid(self.c(z)))  # no factor passes a sigmoid
+
+
+def test_what_cannot_be_scaled_stays():
+    model = captured(Branches(), 6)
+    assert pairs_of(model) == []
+    assert equalized(model) is model
+
+
+class Shared(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 6)
+
+    def forward(self, x):
+        return self.b(torch.relu(self.b(torch.relu(self.a(x)))))
+
+
+def test_a_weight_that_is_read_twice_stays():
+    assert pairs_of(captured(Shared(), 6)) == []
+
+
+def test_an_empty_channel_stays_finite():
+    model = captured(Chain(), 2, 9, 9)
+    with torch.no_grad():
+        model.graph_module.get_parameter(str(model.node("a").args[1].target))[1] = 0
+    x = torch.randn(3, 2, 9, 9)
+    assert torch.allclose(equalized(model)(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+def test_eight_bits_per_tensor_on_the_depthwise_sample():
+    """The measure: at least 80 % of what int8 per tensor loses comes back."""
+    model, data = qlab.load_model("depthwise_digits"), qlab.load_dataset("depthwise_digits")
+    reference = qlab.evaluate(model, data)
+    mapping = PER_TENSOR.replace(equalize=True)
+    calib = qlab.calibrate(model, data, mapping=mapping)
+    plain = qlab.evaluate(qlab.convert(model, PER_TENSOR, qlab.calibrate(model, data)), data, reference)
+    better = qlab.evaluate(qlab.convert(model, mapping, calib), data, reference)
+    lost = reference.accuracy - plain.accuracy
+    assert lost > 0.5
+    assert (better.accuracy - plain.accuracy) / lost >= 0.8
+    assert better.accuracy_interval[0] < reference.accuracy
+    with pytest.raises(DataMismatch, match="not of the equalised network"):
+        qlab.convert(model, mapping, qlab.calibrate(model, data))
+
+
+def test_biases_corrected_keep_the_means():
+    model, data = qlab.load_model("residual_digits"), qlab.load_dataset("residual_digits")
+    rough = qlab.QConfigMapping(default=qlab.QConfig(qlab.QuantSpec(3, "per_tensor_symmetric"), mode="weight_only"))
+    mapping = rough.replace(correct_bias=True)
+    calib = qlab.calibrate(model, data, mapping=mapping)
+    first = next(row.layer for row in qlab.convert(model, rough).ledger if row.weight)
+    inputs = data.calibration.batch(0, 512)[1]
+
+    def shift(qmodel):
+        """Mean of each channel of the first layer, over the data, against float."""
+        from qlab.float_side import Tapped
+
+        seen = {}
+        nodes = {qmodel.output_nodes[first]: "q"}
+        Tapped(qmodel.graph_module, nodes, seen.__setitem__).run(*inputs)
+        Tapped(model.graph_module, {model.node(first): "f"}, seen.__setitem__).run(*inputs)
+        return (seen["q"] - seen["f"]).detach().mean((0, 2, 3)), seen["f"].std()
+
+    (before, _), (after, spread) = shift(qlab.convert(model, rough)), shift(qlab.convert(model, mapping, calib))
+    assert before.abs().max() > 0.01 * spread
+    assert after.abs().max() < 1e-5 * spread + 1e-6
+    with pytest.raises(NotObserved, match="needs the mean of"):
+        qlab.convert(model, mapping, qlab.calibrate(model, data))
+
+
+def test_means_merge_and_survive_a_file(tmp_path):
+    model, data = qlab.load_model("residual_digits"), qlab.load_dataset("residual_digits")
+    mapping = qlab.QConfigMapping(correct_bias=True)
+    whole = qlab.calibrate(model, data, mapping=mapping)
+    part = data.calibration
+    halves = [part.subset(range(256)), part.subset(range(256, 512))]
+    both = qlab.merge_calibrations([qlab.calibrate(model, half, mapping=mapping) for half in halves])
+    assert whole.means.keys() == both.means.keys() != set()
+    for name, mean in whole.means.items():
+        assert np.allclose(mean, both.means[name], rtol=1e-4, atol=1e-5)
+    whole.save(tmp_path / "c.npz")
+    loaded = qlab.Calibration.load(tmp_path / "c.npz")
+    assert all(np.array_equal(loaded.means[name], mean) for name, mean in whole.means.items())
+
+
+def test_a_layer_without_bias_gets_one_and_runs_on_integers(tmp_path):
+    torch.manual_seed(1)
+    net = nn.Sequential(nn.Linear(8, 16, bias=False), nn.ReLU(), nn.Linear(16, 4, bias=False))
+    model = captured(net, 8)
+    data = qlab.load_dataset(np.abs(np.random.default_rng(0).normal(size=(256, 8)).astype(np.float32)))
+    mapping = PER_TENSOR.replace(correct_bias=True, equalize=True)
+    qmodel = qlab.convert(model, mapping, qlab.calibrate(model, data, mapping=mapping))
+    x = data.evaluation.batch(0, 64)[1]
+    step = float(list(qmodel.activations.values())[-1].scale)
+    assert (qmodel.integer_session()(*x) - qmodel(*x)).abs().max() <= 1.01 * step
+    qmodel.save(tmp_path / "q.safetensors")
+    again = qlab.load_quantized(tmp_path / "q.safetensors", model=model)
+    assert torch.equal(again(*x), qmodel(*x))
+    assert again.has_float_original
+    assert torch.allclose(again.reference(*x), model(*x), atol=1e-5)
+    assert torch.equal(qlab.load_quantized(tmp_path / "q.safetensors")(*x), qmodel(*x))
+
+
+def test_given_amounts_are_added_to_the_outputs():
+    model = captured(nn.Sequential(nn.Linear(5, 3)), 5)
+    x = torch.randn(4, 5)
+    moved = with_biases(model, {"0": torch.tensor([1.0, 0.0, -2.0], dtype=torch.float64)})
+    assert torch.allclose(moved(x) - model(x), torch.tensor([1.0, 0.0, -2.0]).expand(4, 3), atol=1e-6)
+    assert network_of(model, qlab.QConfigMapping()) is model
