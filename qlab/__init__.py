@@ -23,6 +23,7 @@ _HOME = {
     "convert": "conversion", "QuantizedModel": "conversion", "load_quantized": "export.quantized_load",
     "evaluate": "evaluation", "Evaluation": "evaluation", "compare": "evaluation",
     "Experiment": "lab.experiment", "run": "lab.run",
+    "sensitivity": "analysis.sensitivity", "Sensitivity": "analysis.sensitivity",
     "sweep": "lab.sweep", "Sweep": "lab.sweep", "Grid": "lab.grid",
     **dict.fromkeys(
         ("QLabError", "UnsupportedModel", "BadUpload", "UnsafeFile", "DataMismatch", "NonFinite", "NotObserved",

@@ -175,11 +175,11 @@ def evaluate(
                 progress(stage, number, total)
             batch = next(batches)
             where = f"batch {number}, samples {done} to {done + batch.count - 1}"
-            predictions.append(_predict(batch.output, batch.targets, batch.count, where))
+            predictions.append(predict(batch.output, batch.targets, batch.count, where))
             if other is not None:
                 known = batch.own_float is not None and other is model
                 output = batch.own_float if known else other(*batch.inputs)
-                of_reference.append(_predict(output, batch.targets, batch.count, f"batch {number} of the reference"))
+                of_reference.append(predict(output, batch.targets, batch.count, f"batch {number} of the reference"))
             done += batch.count
             if keep_going is not None:
                 predictions = [np.concatenate(predictions)]
@@ -242,13 +242,13 @@ def mcnemar(lost: int, gained: int) -> float:
     return min(1.0, 2 * tail / 2**n)
 
 
-def _first_tensor(output: Any) -> Tensor:
+def first_tensor(output: Any) -> Tensor:
     return output if isinstance(output, Tensor) else output[0]
 
 
-def _predict(output: Any, targets: Tensor | None, count: int, where: str) -> np.ndarray:
+def predict(output: Any, targets: Tensor | None, count: int, where: str) -> np.ndarray:
     """Class numbers from logits: over the last axis, or axis 1 for [N, C, ...] with labels [N, ...]; or a sign."""
-    logits = _first_tensor(output)[:count]
+    logits = first_tensor(output)[:count]
     if not bool(torch.isfinite(logits).all()):
         raise NonFinite(
             f"the output of the model holds NaN or Inf in {where}: "

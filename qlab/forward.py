@@ -76,13 +76,13 @@ class Forward:
     def _batch(self, number: int) -> Batch:
         _, inputs, targets = self.part.batch(number * self.size, self.size)
         count = len(inputs[0])
-        inputs = _pad(inputs, self.size) if self.model.fixed_batch and count < self.size else inputs
+        inputs = pad(inputs, self.size) if self.model.fixed_batch and count < self.size else inputs
         self.model.check_inputs(inputs)
         if self.taps is not None and number < self._tapped:
             return Batch(inputs, targets, count, *self.taps.run(number, inputs))
         return Batch(inputs, targets, count, self._execute(*inputs), None)
 
 
-def _pad(inputs: tuple[Tensor, ...], size: int) -> tuple[Tensor, ...]:
+def pad(inputs: tuple[Tensor, ...], size: int) -> tuple[Tensor, ...]:
     """Fill a last batch up with copies of its last sample, for models that take one batch size only."""
     return tuple(torch.cat([x, x[-1:].expand(size - len(x), *x.shape[1:])]) for x in inputs)
