@@ -3,7 +3,7 @@
 import streamlit as st
 
 from qlab.metrics import three_digits
-from qlab.ui import cache, distributions, errors, frame, state, trial
+from qlab.ui import by_hand, cache, distributions, errors, frame, hand_controls, hand_run, state, trial
 
 EXPLAIN = """
 **Reading the picture.** The blue shape counts the values. The bars above it are the ranges of all observers, with the
@@ -13,19 +13,24 @@ error: violet by rounding inside the range, red-orange by clipping outside.
 
 **Trying.** Take the bits down to 4 and watch the grid appear. Go from min_max to mse: the range shrinks, a few values
 are clipped, and the SQNR rises because all others are rounded less.
+
+**A range by hand.** Drag over the picture, or move the handles under it. The range then counts as the chosen one, and
+all figures are its own, beside those of the observer. A run measures the accuracy with it. Zooming is a button above
+the picture.
 """
 
 
 @st.fragment
 def bench() -> None:
     """Everything on the page, so that a change reruns this alone and the link under Share stays right."""
+    by_hand.begin()
     frame.header(
         "Where do the values fall?",
-        "Every observer's range over the real values at once. Change the observer, the scheme or the bits and see what "
-        "is rounded and what is clipped.",
+        "Every observer's range over the real values at once. Change the observer or the bits, or drag a range of "
+        "your own, and see what is rounded and what is clipped.",
         explain=EXPLAIN,
         terms=("observer", "qscheme", "scale", "zero point", "grid", "round-off", "clipping", "SQNR", "per channel"),
-        tensor=state.tensor(),
+        **by_hand.share_params(),
     )
     with errors.box():
         trial.take_result_of_use()
@@ -48,8 +53,14 @@ def look(entry, spec, tensor, key) -> None:
     shown = distributions.values(key, channel, type(light).__name__, light, axis)
     trial.config_line(entry, spec, about(entry, tensor, shown, channel))
     found = distributions.studied(key, words, channel, light, spec, axis)
-    distributions.picture(entry, light, found, shown, axis, channel)
+    seen = distributions.window(found, shown)
+    if (ends := by_hand.ends_for(entry, spec)) is not None:
+        found = by_hand.studied(key, words, channel, ends, found, light, axis)
+    dragged = hand_controls.on_picture(entry, spec, found, seen)
+    distributions.picture(entry, light, found, shown, seen, axis, channel, **dragged)
+    hand_controls.controls(entry, spec, found, shown, seen)
     distributions.headline(found)
+    hand_run.panel(entry, ends, spec.observer)
     if entry.fixed:
         st.caption(f"The output of {entry.fixed} has a range that is known without data, and a run uses that one.")
     observers, channels, computed = st.tabs(
@@ -61,7 +72,7 @@ def look(entry, spec, tensor, key) -> None:
             distributions.observer_table(entry, found)
     if channels.open:
         with channels:
-            by_channel = distributions.channels(key, words, tensor, spec, axis)
+            by_channel = distributions.channels(key, words, ends, tensor, spec, axis)
             distributions.channel_panel(entry, by_channel, found, channel)
     if computed.open:
         with computed:

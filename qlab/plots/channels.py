@@ -51,6 +51,7 @@ def channel_figure(
     *,
     dark: bool,
     shared: tuple[float, float] | None = None,
+    shared_name: str = "one range for all",
     chosen: int | None = None,
     ranked: bool = False,
     quantity: str = "value",
@@ -58,7 +59,7 @@ def channel_figure(
 ) -> go.Figure:
     """A bar from minimum to maximum for each channel; under it, where known, its SQNR.
 
-    shared: the range of the whole tensor, drawn across. ranked: widest channel first instead of in order.
+    shared: the range of the whole tensor, drawn across, and what to call it. ranked: widest channel first.
     Every point carries its channel number in `customdata`, so that a click can be followed.
     """
     count = len(channels.minimum)
@@ -71,7 +72,7 @@ def channel_figure(
     made.update_layout(margin={"t": 30, "b": 48, "l": 72, "r": 16}, yaxis={"title_text": quantity})
     _ranges(made, channels, order, colours)
     if shared is not None:
-        _shared(made, shared, count, colours)
+        _shared(made, shared, shared_name, count, colours)
     if with_sqnr:
         made.update_layout(yaxis={"domain": [0.4, 1.0]}, xaxis={"anchor": "y2"})
         _sqnr(made, channels, order, colours)
@@ -131,13 +132,13 @@ def _ranges(made: go.Figure, channels: Channels, order: NDArray[np.int64], colou
             )
 
 
-def _shared(made: go.Figure, shared: tuple[float, float], count: int, colours: Palette) -> None:
-    """Both ends of the range that all share, across all channels; named in the legend, where no bar covers it."""
+def _shared(made: go.Figure, shared: tuple[float, float], name: str, count: int, colours: Palette) -> None:
+    """Both ends of a range that holds for all, across all channels; named in the legend, where no bar covers it."""
     made.add_scatter(
         x=[-0.7, count - 0.3, None, -0.7, count - 0.3],
         y=[shared[0], shared[0], None, shared[1], shared[1]],
         mode="lines",
-        name=f"one range for all: {three_digits(shared[0])} … {three_digits(shared[1])}".replace("-", "−"),
+        name=f"{name}: {three_digits(shared[0])} … {three_digits(shared[1])}".replace("-", "−"),
         line={"color": colours.range, "width": 2.5},
         hoverinfo="skip",
     )

@@ -49,7 +49,7 @@ class Side:
     @property
     def bracket(self) -> Bracket:
         """The range of the config's own observer."""
-        return self.study.chosen.bracket(self.study.spec.observer)
+        return self.study.chosen.bracket(self.study.chosen.observer)
 
 
 def side(label: str, tensor: Tensor, spec: QuantSpec, window: Window, axis: int = 0) -> Side:

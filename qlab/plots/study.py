@@ -2,6 +2,7 @@
 
 A tensor is either a constant (a weight) or the statistics of a calibration (an activation). Where a scheme gives a
 scale to each channel, one channel can be looked at on its own; of statistics only the ranges of the channels are known.
+A range that was set by hand stands beside those of the observers, and is then the chosen one.
 """
 
 from __future__ import annotations
@@ -20,12 +21,15 @@ from qlab.plots.channels import Channels
 from qlab.plots.distribution import Bracket, Clipped, ErrorByValue, Grid
 from qlab.quant.error import QuantError, error_by_value, quantization_error
 from qlab.quant.fake_quant import fake_quantize
-from qlab.quant.qparams import QParams, choose_qparams, observer_ranges
+from qlab.quant.qparams import QParams, choose_qparams, observer_ranges, with_range
 from qlab.quant.stats import TensorStats
 
 Doubles = NDArray[np.float64]
 Tensor = torch.Tensor | TensorStats
 
+Ends = tuple[float, float]
+
+BY_HAND = "by hand"  # stands in the place of an observer's name
 BULK = 0.001  # share of the values that "the bulk" leaves out on either side
 # error_by_value counts on equal bins over the whole axis; this many at most keep a far outlier from taking the memory.
 FINEST_ERROR_BINS = 200_000
@@ -57,7 +61,8 @@ class Line:
 class Study:
     """Everything about one tensor, or one channel of it, under one spec. lines: by observer, in registry order.
 
-    grid and level_counts [levels]: None where there is more than one grid.
+    grid and level_counts [levels]: None where there is more than one grid. qparams: of what is chosen, for the whole
+    tensor. ends: the range that was set by hand; None where the spec's observer gives it.
     """
 
     spec: QuantSpec
@@ -65,19 +70,26 @@ class Study:
     clipped: Clipped
     grid: Grid | None
     level_counts: Doubles | None
+    qparams: QParams
+    ends: Ends | None = None
 
     @property
     def chosen(self) -> Line:
+        return self.lines[self.spec.observer if self.ends is None else BY_HAND]
+
+    @property
+    def observed(self) -> Line:
+        """What the spec's observer gives."""
         return self.lines[self.spec.observer]
 
     @property
     def brackets(self) -> list[Bracket]:
-        return [line.bracket(self.spec.observer) for line in self.lines.values()]
+        return [line.bracket(self.chosen.observer) for line in self.lines.values()]
 
     @property
     def ranges(self) -> Doubles:
-        """[observers, 2]"""
-        return np.array([[bracket.low, bracket.high] for bracket in self.brackets])
+        """[observers, 2]. Without that set by hand: a picture fitted to it would move under the hand that drags."""
+        return np.array([[b.low, b.high] for b in self.brackets if b.observer != BY_HAND])
 
 
 @dataclass(frozen=True)
@@ -158,19 +170,38 @@ def study(tensor: Tensor, spec: QuantSpec, axis: int = 0, channel: int | None = 
         every[spec.observer] = choose_qparams(tensor, spec, axis)
     part, cut = _part(tensor, axis, channel)
     lines = {name: _line(name, part, cut(qp)) for name, qp in every.items()}
-    qp = cut(every[spec.observer])
+    return _study(spec, lines, lines[spec.observer], part, cut(every[spec.observer]), every[spec.observer], None)
+
+
+def by_hand(found: Study, tensor: Tensor, ends: Ends, axis: int = 0, channel: int | None = None) -> Study:
+    """The study with a range that was set by hand as the chosen one, and last of the lines.
+
+    found: of the same tensor and channel, without such a range. With several scales, the range of each is cut to ends.
+    Raises NonFinite for a range too wide for float32.
+    """
+    part, cut = _part(tensor, axis, channel)
+    whole = with_range(found.qparams, found.spec, *ends)
+    qp = cut(whole)
+    line = _line(BY_HAND, part, qp)
+    return _study(found.spec, {**found.lines, BY_HAND: line}, line, part, qp, whole, ends)
+
+
+def _study(
+    spec: QuantSpec, lines: Mapping[str, Line], chosen: Line, part: Tensor, qp: QParams, whole: QParams,
+    ends: Ends | None,
+) -> Study:  # fmt: skip
     counts = _level_counts(part, qp)
     grid = None
     if counts is not None:
         levels = (np.arange(qp.quant_min, qp.quant_max + 1, dtype=np.float64) - int(qp.zero_point)) * float(qp.scale)
         grid = Grid(levels, counts > 0)
-    return Study(spec, lines, _clipped(part, qp, lines[spec.observer].error), grid, counts)
+    return Study(spec, lines, _clipped(part, qp, chosen.error), grid, counts, whole, ends)
 
 
-def error_in(tensor: Tensor, spec: QuantSpec, seen: Window, axis: int = 0, channel: int | None = None) -> ErrorByValue:
-    """The squared error on the bins of the picture, and what lies outside of it."""
+def error_in(tensor: Tensor, found: Study, seen: Window, axis: int = 0, channel: int | None = None) -> ErrorByValue:
+    """The squared error of what is chosen on the bins of the picture, and what lies outside of it."""
     part, cut = _part(tensor, axis, channel)
-    qp = cut(choose_qparams(tensor, spec, axis))
+    qp = cut(found.qparams)
     extent = _extent(part)
     share = max((seen.high - seen.low) / max(extent, 1e-30), 1e-12)
     fine = error_by_value(part, qp, bins=int(np.clip(4 * seen.bins / share, 1, FINEST_ERROR_BINS)))
@@ -196,12 +227,15 @@ def dequantized_bins(
         return None
     part, cut = _part(tensor, axis, channel)
     assert isinstance(part, torch.Tensor)
-    values = fake_quantize(part, cut(choose_qparams(tensor, found.spec, axis))).numpy().ravel()
+    values = fake_quantize(part, cut(found.qparams)).numpy().ravel()
     return Bins(seen.edges, np.histogram(values, seen.edges)[0].astype(np.float64))
 
 
-def channels_of(tensor: Tensor, spec: QuantSpec, axis: int = 0) -> Channels | None:
-    """The ranges of the channels, and for a constant what the scheme does to each; None without channels."""
+def channels_of(tensor: Tensor, spec: QuantSpec, axis: int = 0, ends: Ends | None = None) -> Channels | None:
+    """The ranges of the channels, and for a constant what the scheme does to each; None without channels.
+
+    ends: a range that was set by hand.
+    """
     if isinstance(tensor, TensorStats):
         if tensor.channel_minimum is None or tensor.channel_maximum is None:
             return None
@@ -211,13 +245,14 @@ def channels_of(tensor: Tensor, spec: QuantSpec, axis: int = 0) -> Channels | No
         return None
     rows = tensor.detach().to(torch.float32).movedim(axis, 0).flatten(1).numpy().astype(np.float64)
     own = None
+    qp = choose_qparams(tensor, spec, axis)
     if spec.granularity == "tensor":
         alone = spec.replace(qscheme=spec.qscheme.replace("tensor", "channel"))
         own = _row_sqnr(tensor, rows, choose_qparams(tensor, alone, axis), axis)
     return Channels(
         rows.min(axis=1),
         rows.max(axis=1),
-        _row_sqnr(tensor, rows, choose_qparams(tensor, spec, axis), axis),
+        _row_sqnr(tensor, rows, qp if ends is None else with_range(qp, spec, *ends), axis),
         own,
         sharing=own is not None,
     )

@@ -13,17 +13,19 @@ import streamlit as st
 from qlab.config import QuantSpec
 from qlab.metrics import metric, three_digits, write
 from qlab.quant.observers import OBSERVERS
-from qlab.ui import prepared, state, trial, widgets
+from qlab.ui import by_hand, prepared, state, trial, widgets
 from qlab.ui.tensors import Entry, ModelTensors
 
 if TYPE_CHECKING:
     from qlab.graph.capture import Model
+    from qlab.plots.bins import Window
     from qlab.plots.channels import Channels
-    from qlab.plots.study import Line, Study, Tensor, Values
+    from qlab.plots.study import Ends, Line, Study, Tensor, Values
 
 # A weight with more values is looked at through a histogram of all of them where the scheme allows it, which is fast.
 MANY_VALUES = 500_000
 ALL = "all channels"
+Figure = tuple[str, str, str | None, str]  # label, value, note under it, help
 
 
 # --- the numbers, remembered ------------------------------------------------------------------------------------------
@@ -81,10 +83,12 @@ def studied(key: str, spec: str, channel: int | None, _tensor: Any, _spec: Quant
 
 
 @st.cache_resource(max_entries=64, show_spinner="Working out the channels")
-def channels(key: str, spec: str, _tensor: Any, _spec: QuantSpec, _axis: int) -> Channels | None:
+def channels(
+    key: str, spec: str, ends: Ends | None, _tensor: Any, _spec: QuantSpec, _axis: int
+) -> Channels | None:  # fmt: skip
     from qlab.plots.study import channels_of
 
-    return channels_of(_tensor, _spec, _axis)
+    return channels_of(_tensor, _spec, _axis, ends)
 
 
 def spec_key(spec: QuantSpec) -> str:
@@ -94,20 +98,28 @@ def spec_key(spec: QuantSpec) -> str:
 # --- what is shown ----------------------------------------------------------------------------------------------------
 
 
-def picture(entry: Entry, tensor: Tensor, found: Study, shown: Values, axis: int, channel: int | None) -> None:
-    """Brackets, histogram, grid and error in one chart."""
+def window(found: Study, shown: Values) -> Window:
+    """The part of the value axis that is drawn; a range that is set by hand does not move it."""
+    return shown.window(found.ranges, st.session_state.get("dist.zoom", "auto"))
+
+
+def picture(
+    entry: Entry, tensor: Tensor, found: Study, shown: Values, seen: Window, axis: int, channel: int | None,
+    **on_select: Any,
+) -> None:  # fmt: skip
+    """Brackets, histogram, grid and error in one chart. on_select: for st.plotly_chart, to drag over it."""
     from qlab.plots.distribution import distribution_figure
+    from qlab.plots.drag import draggable
     from qlab.plots.study import dequantized_bins, error_in
 
     view = st.session_state
-    seen = shown.window(found.ranges, view.get("dist.zoom", "auto"))
     known = found.chosen.error is not None
     figure = distribution_figure(
         shown.bins(seen),
         seen,
         found.brackets,
         found.clipped,
-        error_in(tensor, found.spec, seen, axis, channel) if known else None,
+        error_in(tensor, found, seen, axis, channel) if known else None,
         found.grid,
         dark=widgets.dark(),
         quantity=f"value of {entry.tensor}" + (f", channel {channel}" if channel is not None else ""),
@@ -121,10 +133,12 @@ def picture(entry: Entry, tensor: Tensor, found: Study, shown: Values, axis: int
     )
     chosen = found.chosen
     widgets.chart(
-        figure,
+        draggable(figure, widgets.dark(), view.get(by_hand.TURN, 0)) if on_select else figure,
         key="dist_picture",
-        alt=f"Distribution of {entry.tensor}: the range of {chosen.observer} goes from "
-        f"{three_digits(chosen.low.min())} to {three_digits(chosen.high.max())}, SQNR {write('sqnr', chosen.sqnr)}.",
+        alt=f"Distribution of {entry.tensor}: the range {'of ' if found.ends is None else ''}{chosen.observer} goes "
+        f"from {three_digits(chosen.low.min())} to {three_digits(chosen.high.max())}, "
+        f"SQNR {write('sqnr', chosen.sqnr)}.",
+        **on_select,
     )
 
 
@@ -133,57 +147,66 @@ def _no_grid(found: Study) -> str:
 
 
 def headline(found: Study) -> None:
-    """The figures of the chosen observer."""
-    line, error = found.chosen, found.chosen.error
-    noise = error.noise if error else 0.0
-    best, best_name = max(
-        ((o.sqnr, o.observer) for o in found.lines.values() if o.sqnr is not None), default=(None, "")
-    )
-    behind = (
-        None
-        if line.sqnr is None or best is None or not math.isfinite(best)
-        else "best of all here"
-        if line.sqnr >= best - 0.05
-        else f"{write('sqnr', best - line.sqnr)} below {best_name}"
-    )
-    shares = [error.roundoff / noise, error.clip / noise] if error and noise > 0 else [None, None]
-    _figures(
-        [
-            (metric("sqnr").label, write("sqnr", line.sqnr), behind, metric("sqnr").help),
-            (
-                metric("clipped").label,
-                write("clipped", error.clipped_share if error else None),
-                f"{write('clipped', error.clipped_energy_share)} of the energy" if error else None,
-                metric("clipped").help,
-            ),
-            (
-                metric("roundoff_error").label,
-                write("roundoff_error", shares[0]),
-                f"clip {write('clip_error', shares[1])}",
-                f"{metric('roundoff_error').help} A wider range rounds more, a narrower one clips more.",
-            ),
-            (
-                metric("levels").label,
-                write("levels", error.levels_used if error else None),
-                f"of {found.spec.quant_max - found.spec.quant_min + 1:,}",
-                metric("levels").help,
-            ),
-            _scale_figure(line),
-            (
-                metric("zero_point").label,
-                _span(line.zero_point, "zero_point"),
-                f"codes {write('zero_point', found.spec.quant_min)} … {write('zero_point', found.spec.quant_max)}",
-                metric("zero_point").help,
-            ),
-        ]
-    )
-
-
-def _figures(figures: list[tuple[str, str, str | None, str]]) -> None:
+    """The figures of the chosen observer; of a range that was set by hand, beside those of the observer."""
+    figures = _figures_of(found.chosen, found.spec)
+    if found.ends is not None:
+        name, beside = found.observed.observer, _figures_of(found.observed, found.spec)
+        figures = [(*f[:2], f"{name} {other[1]}", f[3]) for f, other in zip(figures, beside, strict=True)]
+    label, value, _, text = figures[0]
+    figures[0] = label, value, _behind(found), text
     # Not in columns: these wrap into a second row on a narrow page, where columns cut the numbers off.
     with st.container(horizontal=True, gap="small"):
         for label, value, note, text in figures:
             st.metric(label, value, note, delta_color="off", delta_arrow="off", help=text, width=138)
+
+
+def _figures_of(line: Line, spec: QuantSpec) -> list[Figure]:
+    error = line.error
+    clipped, energy = (error.clipped_share, error.clipped_energy_share) if error else (None, None)
+    shares = [error.roundoff / error.noise, error.clip / error.noise] if error and error.noise > 0 else [None, None]
+    return [
+        (metric("sqnr").label, write("sqnr", line.sqnr), None, metric("sqnr").help),
+        (
+            metric("clipped").label,
+            write("clipped", clipped),
+            None if energy is None else f"{write('clipped', energy)} of the energy",
+            metric("clipped").help,
+        ),
+        (
+            metric("roundoff_error").label,
+            write("roundoff_error", shares[0]),
+            f"clip {write('clip_error', shares[1])}",
+            f"{metric('roundoff_error').help} A wider range rounds more, a narrower one clips more.",
+        ),
+        (
+            metric("levels").label,
+            write("levels", error.levels_used if error else None),
+            f"of {spec.quant_max - spec.quant_min + 1:,}",
+            metric("levels").help,
+        ),
+        _scale_figure(line),
+        (
+            metric("zero_point").label,
+            _span(line.zero_point, "zero_point"),
+            f"codes {write('zero_point', spec.quant_min)} … {write('zero_point', spec.quant_max)}",
+            metric("zero_point").help,
+        ),
+    ]
+
+
+def _behind(found: Study) -> str | None:
+    """How the SQNR compares: of an observer with the best of all, of a range by hand with the observer's."""
+    line, other = found.chosen, found.observed
+    if found.ends is None:
+        other = max(found.lines.values(), key=lambda o: -math.inf if o.sqnr is None else o.sqnr)
+    if line.sqnr is None or other.sqnr is None or not math.isfinite(other.sqnr):
+        return None
+    if found.ends is None and line.sqnr >= other.sqnr - 0.05:
+        return "best of all here"
+    if round(line.sqnr - other.sqnr, 1) == 0:
+        return f"as {other.observer}"
+    way = "above" if line.sqnr > other.sqnr else "below"
+    return f"{write('sqnr', abs(line.sqnr - other.sqnr))} {way} {other.observer}"
 
 
 def _span(numbers: Any, key: str) -> str:
@@ -191,7 +214,7 @@ def _span(numbers: Any, key: str) -> str:
     return write(key, low) if low == high else f"{write(key, low)} … {write(key, high)}"
 
 
-def _scale_figure(line: Line) -> tuple[str, str, str, str]:
+def _scale_figure(line: Line) -> Figure:
     entry = metric("scale")
     if line.scale.size == 1:
         return entry.label, write("scale", line.scale[0]), "one for all values", entry.help
@@ -213,16 +236,16 @@ def observer_table(entry: Entry, found: Study) -> None:
             "SQNR": write("sqnr", line.sqnr),
             "Clipped": write("clipped", line.error.clipped_share if line.error else None),
             "Levels used": write("levels", line.error.levels_used if line.error else None),
-            "What it does": OBSERVERS[name].summary,
+            "What it does": _rule(name),
         }
         for name, line in found.lines.items()
     ]
-    chosen: Any = {"selection": {"rows": [names.index(found.spec.observer)], "columns": [], "cells": []}}
+    chosen: Any = {"selection": {"rows": [names.index(found.chosen.observer)], "columns": [], "cells": []}}
     if st.session_state.get("dist_table", chosen)["selection"]["rows"] != chosen["selection"]["rows"]:
         st.session_state["dist_table"] = chosen
 
     def clicked() -> None:
-        _choose_row(entry, found.spec, names)
+        _choose_row(entry, found, names)
 
     st.dataframe(
         pd.DataFrame(rows),
@@ -236,10 +259,18 @@ def observer_table(entry: Entry, found: Study) -> None:
     )
 
 
-def _choose_row(entry: Entry, spec: QuantSpec, names: list[str]) -> None:
+def _choose_row(entry: Entry, found: Study, names: list[str]) -> None:
     rows = st.session_state["dist_table"]["selection"]["rows"]
-    if rows and names[rows[0]] != spec.observer:
-        trial.change(entry, spec, observer=names[rows[0]], observer_args={})
+    if not rows or names[rows[0]] == found.chosen.observer:
+        return
+    if found.ends is not None:
+        by_hand.take_off(entry)
+    if names[rows[0]] != found.spec.observer:
+        trial.change(entry, found.spec, observer=names[rows[0]], observer_args={})
+
+
+def _rule(name: str) -> str:
+    return OBSERVERS[name].summary if name in OBSERVERS else "Takes the ends that were set here."
 
 
 def channel_panel(entry: Entry, found: Channels | None, study: Study, channel: int | None) -> None:
@@ -282,7 +313,8 @@ def channel_panel(entry: Entry, found: Channels | None, study: Study, channel: i
     made = channel_figure(
         found,
         dark=widgets.dark(),
-        shared=(float(line.low.min()), float(line.high.max())) if shares else None,
+        shared=(float(line.low.min()), float(line.high.max())) if shares else study.ends,
+        shared_name="one range for all" if study.ends is None else "set by hand" if shares else "each is cut to",
         chosen=channel,
         ranked=st.session_state.get("dist.ranked", False),
         quantity="value",
@@ -294,7 +326,7 @@ def channel_panel(entry: Entry, found: Channels | None, study: Study, channel: i
         alt=f"Ranges of {count} channels of {entry.tensor}; {suffering} lose two bits or more to sharing a grid.",
         **({"on_select": _click_channel, "selection_mode": "points"} if is_weight else {}),
     )
-    st.caption(_channel_words(found, shares, suffering, is_weight))
+    st.caption(_channel_words(found, shares, suffering, is_weight) + _cut_words(found, study))
 
 
 def _channel_words(found: Channels, shares: bool, suffering: int, is_weight: bool) -> str:
@@ -305,6 +337,14 @@ def _channel_words(found: Channels, shares: bool, suffering: int, is_weight: boo
         return f"None of the {count:,} channels loses two bits (12 dB) or more to sharing one grid."
     loses = "loses two bits (12 dB) or more" if is_weight else "uses less than a quarter of the shared range"
     return f"**{suffering:,} of {count:,}** channels: each {loses}. A scale for each channel gives that back."
+
+
+def _cut_words(found: Channels, study: Study) -> str:
+    """How many channels a range by hand cuts."""
+    if study.ends is None:
+        return ""
+    cut = int(((found.minimum < study.ends[0]) | (found.maximum > study.ends[1])).sum())
+    return f" The range by hand cuts **{cut:,} of {len(found.minimum):,}** channels."
 
 
 def _click_channel() -> None:
@@ -320,14 +360,15 @@ def how_computed(found: Study) -> None:
     if line.scale.size > 1:
         st.markdown(
             f"Every {spec.granularity} has a scale and a zero point of its own, {line.scale.size:,} of each, by "
-            f"the rule **{line.observer}**: {OBSERVERS[line.observer].summary}"
+            f"the rule **{found.observed.observer}**: {_rule(found.observed.observer)}"
+            + ("" if found.ends is None else f" Each range is then cut to {by_hand.span(found.ends)}, set by hand.")
         )
         return
     scale, zero, low, high = float(line.scale[0]), int(line.zero_point[0]), float(line.low[0]), float(line.high[0])
     value = 0.37 * (high if abs(high) >= abs(low) else low)
     code = min(max(round(value / scale) + zero, spec.quant_min), spec.quant_max)
     st.markdown(
-        f"1. **{line.observer}** picks the range. {OBSERVERS[line.observer].summary}\n"
+        f"1. **{line.observer}** picks the range. {_rule(line.observer)}\n"
         f"2. The range is laid on the codes {spec.quant_min:,} … {spec.quant_max:,} so that 0 lies exactly on one: "
         f"scale = `{scale:.6g}`, zero point = `{zero}`. The grid then reaches from `{low:.6g}` to `{high:.6g}`.\n"
         f"3. A value becomes a code: `clamp(round(x / {scale:.6g}) + {zero}, {spec.quant_min}, {spec.quant_max})`; "

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
-from qlab.config import ACTIVATION_BITS, QSCHEMES, WEIGHT_BITS, QuantSpec
+from qlab.config import ACTIVATION_BITS, QSCHEMES, WEIGHT_BITS, QConfigMapping, QuantSpec
 from qlab.errors import QLabError
 from qlab.quant.observers import OBSERVERS
 from qlab.ui import errors, state, widgets
@@ -72,6 +72,17 @@ def change(entry: Entry, spec: QuantSpec, **changes: Any) -> None:
         _keep(entry, spec.replace(**changes))
     except QLabError as refused:
         st.session_state["dist.refused"] = refused
+
+
+def set_mapping(mapping: QConfigMapping) -> None:
+    """Changes the config beside its specs: what is tried out here stays, and the sidebar follows."""
+    before = state.mapping()
+    for role in ("weight", "activation"):
+        held = st.session_state.get(f"dist.draft.{role}")
+        if held is not None and held[0] == before:
+            st.session_state[f"dist.draft.{role}"] = (mapping, held[1])
+    state.set_mapping(mapping)
+    st.session_state["dist.used"] = True
 
 
 def _forget_draft(entry: Entry) -> None:

@@ -47,7 +47,7 @@ def picture(tensor, spec, dark=False, channel=None, axis=0, zoom="auto", **optio
         seen,
         found.brackets,
         found.clipped,
-        error_in(tensor, spec, seen, axis, channel),
+        error_in(tensor, found, seen, axis, channel),
         found.grid,
         dark=dark,
         zeros=shown.zeros,
@@ -103,7 +103,7 @@ def test_nothing_is_shaded_where_nothing_is_clipped():
 def test_error_in_and_outside_the_picture_is_all_the_error(kind, zoom):
     tensor, spec = tensor_of(kind), QuantSpec(4, "per_tensor_symmetric", "mse")
     found, shown = study(tensor, spec), values_of(tensor)
-    error = error_in(tensor, spec, shown.window(found.ranges, zoom))
+    error = error_in(tensor, found, shown.window(found.ranges, zoom))
     total = error.round_off.sum() + error.clip.sum() + error.below + error.above
     assert total == pytest.approx(found.chosen.error.noise, rel=1e-6)
 

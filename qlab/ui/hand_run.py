@@ -1,0 +1,138 @@
+"""The accuracy with a range set by hand: measured by a run, and held against float and the observer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import streamlit as st
+
+from qlab.errors import QLabError
+from qlab.metrics import COMPUTED, metric, write
+from qlab.ui import by_hand, cache, compare, errors, jobs, results, state, widgets
+
+if TYPE_CHECKING:
+    from qlab.lab.experiment import Experiment
+    from qlab.lab.run import Result
+    from qlab.lab.store import Run
+    from qlab.plots.study import Ends
+    from qlab.ui.tensors import Entry
+
+STARTED = "dist.hand.runs"  # hash of the experiment -> the run that was started for it here
+
+
+def experiment(entry: Entry, ends: Ends | None) -> Experiment:
+    """The current config with this range for the tensor, or with none."""
+    ranges = {name: held for name, held in state.mapping().ranges.items() if name != entry.tensor}
+    name = state.options().name
+    if ends is not None:
+        ranges[entry.tensor] = ends
+        name = name or f"{entry.tensor} {by_hand.span(ends)}"
+    return state.experiment().replace(mapping=state.mapping().replace(ranges=ranges), name=name)
+
+
+def button(entry: Entry, ends: Ends, blocked: str | None) -> None:
+    """Starts the run."""
+    asked = experiment(entry, ends)
+    run = _of(asked)
+    st.button(
+        "Measuring" if run is not None and not run.ended else "Measure accuracy",
+        key="dist_hand_measure",
+        type="primary",
+        disabled=blocked is not None or (run is not None and run.status in ("queued", "running", "done")),
+        on_click=_start,
+        args=(asked,),
+        help=blocked or "Runs the current config with this range on the evaluation data, in a process of its own.",
+    )
+
+
+def _start(asked: Experiment) -> None:
+    try:
+        run = jobs.submit("experiment", experiment=asked)
+    except QLabError as refused:
+        st.session_state["dist.refused"] = refused
+        return
+    st.session_state.setdefault(STARTED, {})[asked.spec_hash] = run
+    st.session_state["dist.used"] = True  # the sidebar shows the job
+
+
+def _of(asked: Experiment) -> Run | None:
+    """The run of this experiment: the one started here, else one that is in the store with a result."""
+    run_id = st.session_state.get(STARTED, {}).get(asked.spec_hash)
+    if run_id is not None:
+        return cache.store().get_run(run_id)
+    return _stored(asked)
+
+
+def _stored(asked: Experiment) -> Run | None:
+    """The newest finished run that computed the same, evaluated in full; a simulated one first."""
+    from qlab.evaluation import SQNR_SAMPLES
+    from qlab.lab.experiment import BACKENDS
+    from qlab.lab.run import content_key
+
+    model, data = cache.model(state.model_ref()), cache.dataset(state.data_ref())
+    for backend in BACKENDS:
+        # Runs of a sweep name the number of samples that SQNR is measured on, which is no part of the accuracy.
+        for samples in (None, SQNR_SAMPLES):
+            key = content_key(model, data, asked.replace(backend=backend, sqnr_samples=samples))
+            runs = cache.store().list_runs(10, kind="experiment", status="done", content_key=key)
+            if full := [run for run in runs if run.headline.dropped is None]:
+                return full[0]
+    return None
+
+
+def panel(entry: Entry, ends: Ends | None, observer: str) -> None:
+    """How far the run is, or what it found; nothing before one was asked for. observer: who ranges it otherwise."""
+    if ends is None or by_hand.idle(entry) is not None:
+        return
+    run = _of(experiment(entry, ends))
+    if run is None:
+        return
+    with st.container(border=True, key="dist_hand_found"):
+        if not run.ended:
+            jobs.watch(run.id, key="dist_hand_progress")
+        elif run.status == "cancelled":
+            st.info("This run was stopped before it had a result. Measure accuracy starts it again.")
+        elif run.status == "failed":
+            errors.failure(run.error or "The run ended without a result.", run.detail)
+        else:
+            found(run, _stored(experiment(entry, None)), observer)
+
+
+def found(run: Run, without: Run | None, observer: str) -> None:
+    """Float, this range and the observer's side by side, and the paired verdicts in words."""
+    result = results.result_of(run)
+    other = None if without is None else results.result_of(without)
+    figures = [] if result.reference.accuracy is None else [_figure("Float", result, "reference")]
+    if other is not None:
+        figures.append(_figure(f"By {observer}", other, "quantized"))
+    figures.append(_figure("By hand", result, "quantized"))
+    widgets.figures(figures)
+    if result.quantized.accuracy is None:
+        st.markdown(results.UNLABELLED)
+    else:
+        results.verdict(result)
+    if without is None or other is None:
+        st.caption("The same config without this range has not been measured yet; Run on Experiment does that.")
+        return
+    from qlab.lab.compared import against
+
+    compare.say(against(compare.comparison(run, without), f"the range of {observer}"))
+    if other.quantized.backend != result.quantized.backend:
+        st.caption(
+            f"By {observer} it was computed {COMPUTED[other.quantized.backend]}, by hand "
+            f"{COMPUTED[result.quantized.backend]}: a part of the difference may come from that."
+        )
+
+
+def _figure(label: str, result: Result, which: str) -> tuple[str, str, str | None, str]:
+    """Accuracy with its interval and how it was computed; agreement with float where there are no labels.
+
+    which: "reference" or "quantized".
+    """
+    evaluation = getattr(result, which)
+    words = COMPUTED[evaluation.backend] if which == "quantized" else ""
+    text = results.HELP[evaluation.backend] if which == "quantized" else results.ACCURACY_HELP
+    if evaluation.accuracy is None or evaluation.accuracy_interval is None:
+        return f"{label}, agreement", write("agreement", evaluation.agreement), words, metric("agreement").help
+    interval = f"{metric('accuracy').interval(*evaluation.accuracy_interval)} %"
+    return ", ".join(part for part in (label, words) if part), write("accuracy", evaluation.accuracy), interval, text
