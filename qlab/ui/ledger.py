@@ -1,0 +1,363 @@
+"""The ledger of the current config: what happened to every op, and buttons that change what happened."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import streamlit as st
+
+from qlab.errors import NotObserved
+from qlab.metrics import MISSING, percent
+from qlab.plots.theme import palette
+from qlab.ui import cache, choose, converted, errors, prepared, run_list, state, widgets
+
+if TYPE_CHECKING:
+    from qlab.analysis.remedy import Remedy
+    from qlab.calibration import Calibration
+    from qlab.config import QConfigMapping, QuantSpec
+    from qlab.graph.capture import Model
+    from qlab.graph.placement import LedgerRow, Placement
+
+HEIGHT = 460
+FOLDED_FROM = 4  # findings that stand open
+NAMED = 4  # layers written out
+ALL = "all"
+WORDS = {ALL: "All", "quantized": "Quantized", "shared": "Shared", "float": "Float"}
+UNDO, CHANGED = "ledger.undo", "ledger.changed"
+LAYER, SHOWN, SEARCH = "ledger.layer", "ledger.shown", "ledger.search"
+
+
+@dataclass(frozen=True)
+class Found:
+    """The ledger of a config. model: the network that was placed. calib: None where the config needs none."""
+
+    model: Model
+    rows: Sequence[LedgerRow]
+    placement: Placement
+    calib: Calibration | None
+
+    @property
+    def infinite(self) -> dict[str, int]:
+        return {} if self.calib is None else self.calib.infinite
+
+    def of(self, *states: str) -> list[LedgerRow]:
+        from qlab.graph.causes import state_of
+
+        return [row for row in self.rows if state_of(row.cause) in states]
+
+
+def found(model: Model) -> Found | None:
+    """The ledger under the current config; None while the calibration is made, or where the data does not fit."""
+    from qlab.graph.placement import place
+
+    mapping = state.mapping()
+    ready = None
+    if mapping.needs_calibration:
+        if not choose.data_fits(model):
+            return None
+        ready = prepared.require(key="ledger")
+        if ready is None:
+            return None
+    artifact = None if ready is None else cache.store().artifact(ready.calibration_artifact)
+    calib = None if ready is None else ready.calibration
+    try:
+        qmodel, _ = converted.under(model, mapping, artifact)
+    except NotObserved:
+        # Where a range is missing nothing can be converted; what would be placed where can be told all the same.
+        assert calib is not None
+        network = cache.network(state.model_ref())
+        placement = place(network, mapping, {name: n for name, n in calib.infinite.items() if n})
+        return Found(network, placement.ledger, placement, calib)
+    return Found(qmodel.model, qmodel.ledger, qmodel.placement, calib)
+
+
+# --- changing the config ----------------------------------------------------------------------------------------------
+
+
+def press(remedy: Remedy) -> None:
+    """Makes the config of a remedy the current one; `undo` brings back the one before."""
+    st.session_state.setdefault(UNDO, []).append((remedy.title, state.mapping(), remedy.mapping))
+    _set(remedy.mapping)
+
+
+def undo() -> None:
+    _, before, _ = st.session_state[UNDO].pop()
+    _set(before)
+
+
+def _set(mapping: QConfigMapping) -> None:
+    state.set_mapping(mapping)
+    st.session_state[CHANGED] = True
+
+
+def tell_the_sidebar() -> None:
+    """Runs the whole page once more after a press: the sidebar, which names the config, is no part of its fragment."""
+    if st.session_state.pop(CHANGED, False):
+        st.rerun()
+
+
+def undo_bar() -> None:
+    """What was pressed last, with the button that takes it back; gone once the config was changed elsewhere."""
+    done = st.session_state.get(UNDO, [])
+    if done and done[-1][2] != state.mapping():
+        done.clear()
+    if not done:
+        return
+    with st.container(horizontal=True, vertical_alignment="center", border=True, key="ledger_undo_bar"):
+        st.markdown(f"Done: {errors.escape(done[-1][0])}. The config is now **{errors.escape(state.config_label())}**.")
+        st.button(
+            "Undo", key="ledger_undo", type="primary", on_click=undo, help="Brings back the config before this change."
+        )
+
+
+def buttons(remedies: Sequence[Remedy], key: str) -> None:
+    """A button for each remedy; what it does and costs is its help."""
+    with st.container(horizontal=True, gap="small"):
+        for i, remedy in enumerate(remedies):
+            st.button(
+                errors.escape(remedy.title), key=f"{key}_{i}", on_click=press, args=(remedy,),
+                help=errors.escape(remedy.sentence),
+            )  # fmt: skip
+
+
+# --- figures and what to know first -----------------------------------------------------------------------------------
+
+
+def figures(known: Found) -> None:
+    macs = {layer.name: layer.macs for layer in known.model.layers}
+    total, on = sum(macs.values()), sum(macs.get(row.layer, 0) for row in known.of("quantized", "shared"))
+    counts = {name: len(known.of(name)) for name in ("quantized", "shared", "float")}
+    widgets.figures(
+        [
+            (
+                "Quantized", f"{counts['quantized']:,} of {len(known.rows):,}", "ops with a config of their own",
+                "Ops whose weight, output or both are put on a grid by a rule of the config or by its default.",
+            ),
+            (
+                "Sharing", f"{counts['shared']:,}", "on the grid of another op",
+                "Ops that are part of the unit of another one, as a ReLU behind a convolution is, or that only move "
+                "values about.",
+            ),
+            ("Float", f"{counts['float']:,}", "untouched", "Ops that compute on floats, each for the reason below."),
+            (
+                "MACs quantized", percent(on / total) if total else MISSING, f"of {total:,} a sample",
+                "Share of the multiplications with addition that stand in quantized ops. With weight-only configs the "
+                "products themselves are still computed in float.",
+            ),
+        ]
+    )  # fmt: skip
+
+
+def findings(known: Found) -> None:
+    """Rules without effect, tensors without a range, layers with a weight that are float: each with what helps."""
+    from qlab.analysis.ledger import groups_with_remedies, why_none
+    from qlab.analysis.unmatched import closest, unmatched_remedies
+    from qlab.analysis.unseen import unseen, unseen_remedy
+
+    mapping = state.mapping()
+    lines: list[tuple[str, str, Sequence[Remedy]]] = []
+    for rule in known.placement.unmatched:
+        by, _, pattern = rule.partition(" ")
+        what = "op type" if by == "by_type" else "layer name"
+        alike = closest(pattern, known.model) if by == "by_name" else []
+        meant = f" The closest: {', '.join(alike)}." if alike else ""
+        sentence = f"The rule for the {what} {pattern} matches nothing in this network.{meant}"
+        lines.append((":orange-badge[rule without effect]", sentence, unmatched_remedies(rule, mapping, known.model)))
+    for one in unseen(known.model, known.placement, known.calib) if known.calib is not None else ():
+        saw = "holds nothing but zeros in the calibration" if one.zeros else "was never observed by the calibration"
+        sentence = f"{one.tensor} {saw}, so there is no range to lay a grid over. {_some(one.layers)} need it on one."
+        assert known.calib is not None
+        lines.append((":orange-badge[no range]", sentence, [unseen_remedy(one, mapping, known.model, known.calib)]))
+    for rows, remedies in groups_with_remedies(known.rows, mapping, known.model, known.infinite):
+        first, many = rows[0], len(rows) > 1
+        asked = first.cause in ("excluded", "default_float")
+        badge = ":gray-badge[kept float]" if asked else ":orange-badge[float]"
+        sentence = f"{_some([row.layer for row in rows])} ({first.op}) {'have' if many else 'has'} a weight and "
+        sentence += f"{'stay' if many else 'stays'} float: {first.reason}."
+        lines.append((badge, sentence if remedies else f"{sentence} {why_none(first, known.model)}", remedies))
+    for i, line in enumerate(lines[:FOLDED_FROM]):
+        _finding(*line, key=f"ledger_finding_{i}")
+    if rest := lines[FOLDED_FROM:]:
+        with st.expander(f"{len(rest)} more like these"):
+            for i, line in enumerate(rest, FOLDED_FROM):
+                _finding(*line, key=f"ledger_finding_{i}")
+
+
+def _finding(badge: str, sentence: str, remedies: Sequence[Remedy], *, key: str) -> None:
+    with st.container(border=True, key=key):
+        st.markdown(f"{badge} {errors.escape(sentence)}")
+        if remedies:
+            buttons(remedies, f"{key}_do")
+
+
+def _some(layers: Sequence[str]) -> str:
+    more = len(layers) - NAMED
+    return ", ".join(layers[:NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+# --- the table --------------------------------------------------------------------------------------------------------
+
+
+def begin() -> None:
+    """Takes the layer from the link on the first visit."""
+    if LAYER not in st.session_state:
+        st.session_state[LAYER] = st.query_params.get("layer")
+
+
+def share_params() -> dict[str, str | None]:
+    return {"layer": st.session_state.get(LAYER)}
+
+
+def controls(known: Found) -> list[LedgerRow]:
+    """Which ops to show; gives those."""
+    counts = {name: len(known.of(name)) if name != ALL else len(known.rows) for name in WORDS}
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="small", key="ledger_controls"):
+        shown = widgets.kept(
+            st.segmented_control, "Show", list(WORDS), value=st.session_state.get(SHOWN, ALL),
+            store=_keep(SHOWN), key="ledger_shown", required=True,
+            format_func=lambda name: f"{WORDS[name]} ({counts[name]:,})", width="content",
+            help="Shows only the ops to which this happened.",
+        )  # fmt: skip
+        search = widgets.kept(
+            st.text_input, "Find", value=st.session_state.get(SEARCH, ""), store=_keep(SEARCH), key="ledger_search",
+            placeholder="layer, op or reason", width=260, help="Shows only lines with all of these words.",
+        )  # fmt: skip
+    words = search.lower().split()
+    rows = known.rows if shown == ALL else known.of(shown)
+    return [
+        row for row in rows if all(word in f"{row.layer} {row.op} {row.reason} {row.rule}".lower() for word in words)
+    ]
+
+
+def _keep(name: str) -> Callable[[Any], None]:
+    return lambda value: st.session_state.__setitem__(name, value)
+
+
+def table(known: Found, rows: Sequence[LedgerRow]) -> LedgerRow | None:
+    """The lines; gives the one that is picked: by a click, by the link, else the first that may surprise."""
+    if not rows:
+        st.info("No op has this state and these words.")
+        return None
+    picked = next((row for row in rows if row.layer == st.session_state.get(LAYER)), None) or _surprising(rows)
+    # Under another filter the same op has another number, and the browser may tell the old one once more.
+    key = f"ledger_table_{st.session_state.get(SHOWN, ALL)}_{st.session_state.get(SEARCH, '')}"
+    names = [row.layer for row in rows]
+    run_list.choose(key, [] if picked is None else [names.index(picked.layer)])
+    column = st.column_config
+    st.dataframe(
+        _painted(rows),
+        key=key,
+        hide_index=True,
+        width="stretch",
+        height=run_list.height(len(rows), HEIGHT),
+        column_config={
+            "Layer": column.TextColumn(width=168),
+            "Op": column.TextColumn(width=74),
+            "State": column.TextColumn(width=76, help="Quantized itself, sharing with another op, or float."),
+            "Why": column.TextColumn(width=302),
+            "Weight": column.TextColumn(width=168, help="How its weight is quantized."),
+            "Activation": column.TextColumn(width=158, help="How its output is quantized, and an input that is float."),
+            "Mode": column.TextColumn(width=80, help="When activations get their range."),
+            "Rule": column.TextColumn(width=110, help="The rule of the config that decided; default: none named it."),
+        },
+        on_select=lambda: _pick(key, names),
+        selection_mode="single-row",
+        alt="The ops of the network, and what happened to each",
+    )
+    return picked
+
+
+def _pick(key: str, names: Sequence[str]) -> None:
+    chosen = run_list.chosen(key, names)
+    st.session_state[LAYER] = chosen[0] if chosen else None
+
+
+def _surprising(rows: Sequence[LedgerRow]) -> LedgerRow | None:
+    from qlab.graph.optypes import OP_TYPES
+
+    floats = [row for row in rows if not row.quantized]
+    weighted = (row for row in floats if OP_TYPES[row.op].role in ("weighted", "lookup", "recurrent"))
+    return next(weighted, floats[0] if floats else rows[0])
+
+
+def _painted(rows: Sequence[LedgerRow]) -> Any:
+    """The table with its states in their colours."""
+    import pandas as pd
+
+    from qlab.graph.causes import state_of
+
+    frame = pd.DataFrame(
+        {
+            "Layer": [row.layer for row in rows],
+            "Op": [row.op for row in rows],
+            "State": [state_of(row.cause) for row in rows],
+            "Why": [row.reason for row in rows],
+            "Weight": [_short(row.weight) for row in rows],
+            "Activation": [_short(row.activation) for row in rows],
+            "Mode": [(row.mode or "").replace("_", "-") for row in rows],
+            "Rule": [row.rule for row in rows],
+            "Notes": ["; ".join(row.notes) for row in rows],
+        }
+    )
+    said = {"Notes": {""}, "Rule": {"default", "-"}, "Weight": {""}, "Activation": {""}, "Mode": {""}}
+    frame = frame.drop(columns=[name for name, nothing in said.items() if set(frame[name]) <= nothing])
+    colours = palette(widgets.dark())
+    paint = {
+        "quantized": f"background-color: {colours.wash('quantized', 0.55)}",
+        "shared": f"background-color: {colours.wash('quantized', 0.2)}",
+        "float": f"background-color: {colours.wash('neutral', 0.25)}",
+    }
+    return frame.style.map(paint.__getitem__, subset=["State"])
+
+
+def _short(spec: QuantSpec | None) -> str:
+    """As much of a spec as tells lines apart; the rest stands with the line that is picked."""
+    if spec is None:
+        return ""
+    group = f" of {spec.group_size}" if spec.group_size else ""
+    return f"{'int' if spec.signed else 'uint'}{spec.bits} per {spec.granularity}{group} · {spec.observer}"
+
+
+# --- one line ---------------------------------------------------------------------------------------------------------
+
+
+def details(known: Found, row: LedgerRow) -> None:
+    """What happened to one op, what can be done about it, and where to look further."""
+    from qlab.analysis.ledger import input_of, remedies_of, why_none
+    from qlab.graph.causes import state_of
+
+    with st.container(border=True, key="ledger_details"):
+        st.markdown(f"**{errors.escape(row.layer)}** ({row.op}) · {state_of(row.cause)}: {errors.escape(row.reason)}.")
+        specs = [(row.mode or "").replace("_", "-")]
+        specs += [f"{what} {spec}" for what, spec in (("weight", row.weight), ("activation", row.activation)) if spec]
+        if row.mode is not None:
+            st.caption(errors.escape(" · ".join(specs)))
+        for note in row.notes:
+            st.caption(errors.escape(f"{note}."))
+        remedies = remedies_of(row, state.mapping(), known.model, known.infinite)
+        if remedies:
+            buttons(remedies, "ledger_do")
+            st.caption(
+                "\n".join(f"- **{errors.escape(one.title)}**: {errors.escape(one.sentence)}" for one in remedies)
+            )
+        elif why := why_none(row, known.model):
+            st.markdown(errors.escape(why))
+        with st.container(horizontal=True, gap="small"):
+            source = input_of(row, known.model) if row.cause == "float_input" else None
+            if source is not None:
+                st.button(
+                    f"Look at {errors.escape(source)}", key="ledger_source", on_click=_look_at, args=(source,),
+                    help="Shows the line of the op whose output this one reads.",
+                )  # fmt: skip
+            if st.button("Show it in the graph", key="ledger_graph", help="Opens the graph at this op."):
+                st.session_state["graph.chosen"] = row.layer
+                st.switch_page("pages/diagnose/graph.py")
+            if st.button("See its values", key="ledger_values", help="Opens Distributions at a tensor of this op."):
+                state.set_tensor(row.output or row.layer)
+                st.switch_page("pages/lab/distributions.py")
+
+
+def _look_at(layer: str) -> None:
+    st.session_state[LAYER], st.session_state[SHOWN], st.session_state[SEARCH] = layer, ALL, ""
