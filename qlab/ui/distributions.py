@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 # A weight with more values is looked at through a histogram of all of them where the scheme allows it, which is fast.
 MANY_VALUES = 500_000
 ALL = "all channels"
+WIDTHS = (210, 134, 134, 134, 134, 134)  # of the figures; the first names an observer in its note
 Figure = tuple[str, str, str | None, str]  # label, value, note under it, help
 
 
@@ -150,14 +151,14 @@ def headline(found: Study) -> None:
     """The figures of the chosen observer; of a range that was set by hand, beside those of the observer."""
     figures = _figures_of(found.chosen, found.spec)
     if found.ends is not None:
-        name, beside = found.observed.observer, _figures_of(found.observed, found.spec)
-        figures = [(*f[:2], f"{name} {other[1]}", f[3]) for f, other in zip(figures, beside, strict=True)]
+        beside = _figures_of(found.observed, found.spec)
+        figures = [(*f[:2], f"observer {other[1]}", f[3]) for f, other in zip(figures, beside, strict=True)]
     label, value, _, text = figures[0]
     figures[0] = label, value, _behind(found), text
     # Not in columns: these wrap into a second row on a narrow page, where columns cut the numbers off.
     with st.container(horizontal=True, gap="small"):
-        for label, value, note, text in figures:
-            st.metric(label, value, note, delta_color="off", delta_arrow="off", help=text, width=138)
+        for width, (label, value, note, text) in zip(WIDTHS, figures, strict=True):
+            st.metric(label, value, note, delta_color="off", delta_arrow="off", help=text, width=width)
 
 
 def _figures_of(line: Line, spec: QuantSpec) -> list[Figure]:
@@ -241,15 +242,18 @@ def observer_table(entry: Entry, found: Study) -> None:
         for name, line in found.lines.items()
     ]
     chosen: Any = {"selection": {"rows": [names.index(found.chosen.observer)], "columns": [], "cells": []}}
-    if st.session_state.get("dist_table", chosen)["selection"]["rows"] != chosen["selection"]["rows"]:
-        st.session_state["dist_table"] = chosen
+    # Another table where there is one line more: told at once of that line and that it is chosen, a browser may keep
+    # the old choice, and report it as a click at the next chance.
+    key = "dist_table" if found.ends is None else "dist_table_hand"
+    if st.session_state.get(key, chosen)["selection"]["rows"] != chosen["selection"]["rows"]:
+        st.session_state[key] = chosen
 
     def clicked() -> None:
-        _choose_row(entry, found, names)
+        _choose_row(entry, found, names, st.session_state[key]["selection"]["rows"])
 
     st.dataframe(
         pd.DataFrame(rows),
-        key="dist_table",
+        key=key,
         hide_index=True,
         width="stretch",
         on_select=clicked,
@@ -259,8 +263,7 @@ def observer_table(entry: Entry, found: Study) -> None:
     )
 
 
-def _choose_row(entry: Entry, found: Study, names: list[str]) -> None:
-    rows = st.session_state["dist_table"]["selection"]["rows"]
+def _choose_row(entry: Entry, found: Study, names: list[str], rows: list[int]) -> None:
     if not rows or names[rows[0]] == found.chosen.observer:
         return
     if found.ends is not None:

@@ -119,10 +119,10 @@ def _slider(entry: Entry, spec: QuantSpec, found: Study, shown: Values, seen: Wi
     before, after = (max(part / width, 0.001) for part in (run.low - seen.low, seen.high - run.high))
     # As far from both sides as the axis of the picture, so that each handle stands under the end it moves.
     with st.container(horizontal=True, gap=None, key="dist_hand_track"):
-        st.container(width=LEFT)
+        st.space(LEFT)
         with st.container(width="stretch"):
             _, place, _ = st.columns([before, 1 - before - after, after], gap=None)
-        st.container(width=RIGHT)
+        st.space(RIGHT)
     with place:
         widgets.kept(
             st.slider,
