@@ -60,7 +60,7 @@ def look(entry, spec, tensor, key) -> None:
     distributions.picture(entry, light, found, shown, seen, axis, channel, **dragged)
     hand_controls.controls(entry, spec, found, shown, seen)
     distributions.headline(found)
-    hand_run.panel(entry, ends, spec.observer)
+    hand_run.panel(entry, ends)
     if entry.fixed:
         st.caption(f"The output of {entry.fixed} has a range that is known without data, and a run uses that one.")
     observers, channels, computed = st.tabs(

@@ -2,7 +2,19 @@
 
 import streamlit as st
 
-from qlab.ui import cache, config_editor, errors, estimate, frame, overrides, results, run_bar, run_list, state
+from qlab.ui import (
+    cache,
+    config_editor,
+    config_extras,
+    errors,
+    estimate,
+    frame,
+    overrides,
+    results,
+    run_bar,
+    run_list,
+    state,
+)
 
 frame.header(
     "What does this configuration cost?",
@@ -29,6 +41,7 @@ with presets, errors.box():
     config_editor.preset_chips()
 with settings, errors.box():
     config_editor.config_card()
+    beside = st.container()
 
 run = result = model = None
 with bar, errors.box():
@@ -36,11 +49,14 @@ with bar, errors.box():
     result = results.result_of(run) if run is not None and run.status == "done" else None
 with gives, errors.box():
     model = cache.model(state.model_ref())
+with beside, errors.box():
+    config_extras.switches(model)
 with bar, errors.box():
     run_bar.draw(run, result, model)
 with rules, errors.box():
     st.subheader("Which layers are treated differently?", anchor=False)
     overrides.table(None if model is None else [(layer.name, layer.op) for layer in model.layers])
+    config_extras.ranges(model)
 with found, errors.box():
     if run is not None:
         results.draw(run, result)

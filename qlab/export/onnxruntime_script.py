@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from qlab.config import QuantSpec
 from qlab.export.onnxruntime_settings import Settings
-from qlab.export.script_parts import LOAD_DATA, file_stem, named_layers, preamble
+from qlab.export.script_parts import LOAD_DATA, file_stem, named_layers, preamble, told_beside_rules
 from qlab.export.translation import Difference, Translation
 from qlab.graph.ops import op_type
 from qlab.graph.optypes import OP_TYPES
@@ -72,6 +72,7 @@ class _Choice:
         kept_weights = named_layers(r.layer for r in self.kept if r.weight is not None)
         kept_activations = named_layers(r.layer for r in self.kept if r.activation is not None)
         if self.kept:
+            self.differences += told_beside_rules(qmodel)
             self.differences += self.settings.differences(kept_weights, kept_activations)
         self._tell_others()
         self.types = tuple(dict.fromkeys(t for r in self.kept for t in ONNX_TYPES[r.op]))

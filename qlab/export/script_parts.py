@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qlab.difference import extras
 from qlab.export.translation import Difference
 from qlab.lab.experiment import IN_MEMORY, Experiment
 from qlab.samples import SAMPLES, sample_names
+
+if TYPE_CHECKING:
+    from qlab.conversion import QuantizedModel
 
 WIDTH = 118
 LAYERS_NAMED = 6
@@ -235,6 +238,24 @@ def report(name, predictions, reference):
     accuracy = "" if truth is None else f"accuracy {100 * (predictions == truth).mean():.2f} %, "
     print(f"{name}: {accuracy}agreement with float {100 * (predictions == reference).mean():.2f} %")
 '''
+
+
+def told_beside_rules(qmodel: QuantizedModel) -> list[Difference]:
+    """What another tool cannot be asked for of what a config does beside its rules."""
+    mapping, out = qmodel.mapping, []
+    on_grids = {point.tensor for point in qmodel.placement.weights}
+    on_grids |= {point.tensor for point in qmodel.placement.activations}
+    by_hand = tuple(name for name in mapping.ranges if name in on_grids)
+    if by_hand:
+        why = "The script has no place for the range of a single tensor."
+        out.append(Difference("ranges set by hand", "these tensors are ranged by their observers", why, by_hand))
+    if mapping.equalize and qmodel.float_hash != qmodel.reference.content_hash:
+        why = "The script starts from the file of the network, whose weights are as they were trained."
+        out.append(Difference("weight ranges of adjacent layers equalised", "they stay as they are", why))
+    if mapping.correct_bias and qmodel.weights:
+        why = "The script takes the biases of the file; what rounding shifts is not known before it has quantized."
+        out.append(Difference("biases corrected for what rounded weights shift", "they stay as they are", why))
+    return out
 
 
 def named_layers(names: Iterable[str]) -> tuple[str, ...]:

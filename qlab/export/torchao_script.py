@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import fx
 
-from qlab.export.script_parts import LOAD_DATA, file_stem, named_layers, preamble
+from qlab.export.script_parts import LOAD_DATA, file_stem, named_layers, preamble, told_beside_rules
 from qlab.export.torchao_specs import Specs
 from qlab.export.translation import Difference, Translation
 from qlab.graph.ops import activation_inputs, op_type, packet_name
@@ -131,7 +131,7 @@ class _Plan:
                 self.inputs[consumer.name, position] = spec
 
     def differences(self) -> list[Difference]:
-        out = self.specs.differences()
+        out = told_beside_rules(self.qmodel) + self.specs.differences()
         if self.recurrent:
             out.append(
                 Difference(

@@ -59,7 +59,7 @@ def runtime_task(work: Work, spec: dict[str, Any]) -> Outcome:
         kept = store.find_derived_json(NUMBERS, keys[NUMBERS])
         known = None if kept is None else numbers_from_dict(kept)
         try:
-            templates.ensure_template(store, model)
+            templates.ensure_template(store, qmodel.model)
             made = runtime_report(
                 qmodel, data, batch, threads, work.progress, reference=reference, numbers=known, batch_size=batch_size
             )

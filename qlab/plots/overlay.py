@@ -27,7 +27,7 @@ from qlab.plots.distribution import (
     steps,
 )
 from qlab.plots.layers import shorten
-from qlab.plots.study import Study, Tensor, dequantized_bins, study, values_of
+from qlab.plots.study import Ends, Study, Tensor, by_hand, dequantized_bins, study, values_of
 from qlab.plots.theme import Palette, palette, template
 from qlab.quant.qparams import choose_qparams
 
@@ -48,13 +48,18 @@ class Side:
 
     @property
     def bracket(self) -> Bracket:
-        """The range of the config's own observer."""
+        """The range the config gives it."""
         return self.study.chosen.bracket(self.study.chosen.observer)
 
 
-def side(label: str, tensor: Tensor, spec: QuantSpec, window: Window, axis: int = 0) -> Side:
-    """The tensor, a weight or the statistics of an activation, under this spec. Raises what choose_qparams raises."""
+def side(
+    label: str, tensor: Tensor, spec: QuantSpec, window: Window, axis: int = 0, ends: Ends | None = None
+) -> Side:  # fmt: skip
+    """The tensor, a weight or the statistics of an activation, under this spec. ends: a range set by hand. Raises what
+    choose_qparams raises."""
     found = study(tensor, spec, axis)
+    if ends is not None:
+        found = by_hand(found, tensor, ends, axis)
     return Side(label, found, dequantized_bins(tensor, found, window, axis))
 
 

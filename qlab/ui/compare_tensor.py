@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from qlab.graph.capture import Model
     from qlab.lab.store import Run
     from qlab.plots.overlay import Side
-    from qlab.plots.study import Tensor
+    from qlab.plots.study import Ends, Tensor
     from qlab.ui.tensors import Entry
 
 
@@ -25,12 +25,15 @@ class View:
     """What a run makes of a tensor. spec: None where it keeps it float; why: then the reason, in words.
 
     source: hash of what the tensor is read from: the network for a weight, the calibration of the run otherwise.
+    network: the float network the run put on grids. ends: the range that its config sets by hand.
     """
 
     label: str
     spec: QuantSpec | None
     source: str
     why: str = ""
+    network: Model | None = None
+    ends: Ends | None = None
 
 
 def draw(shown: Compared, a: Run | None, b: Run) -> None:
@@ -46,10 +49,12 @@ def draw(shown: Compared, a: Run | None, b: Run) -> None:
     words = [f"{v.label} keeps it float: {v.why}" for v in views if v.spec is None]
     if entry.fixed:
         words.append(f"the output of {entry.fixed} has a range that is known without data, and a run uses that one")
-    if entry.role == "activation" and len({v.source for v in drawn}) > 1:
-        words.append("each was calibrated on samples of its own; the blue shape is that of the second")
+    if len({v.source for v in drawn}) > 1:
+        of = "each has weights of its own, because one of them equalises layers" if entry.role == "weight" else ""
+        words.append(f"{of or 'each was calibrated by itself'}; the blue shape is that of the second")
+    words += [f"{v.label} sets its range by hand" for v in drawn if v.ends is not None]
     if drawn:
-        _picture(model, entry, drawn)
+        _picture(entry, drawn)
     if words:
         said = "; ".join(words)
         st.caption(errors.escape(f"{said[:1].upper()}{said[1:]}."))
@@ -81,19 +86,22 @@ def _chosen(model: Model) -> Entry:
 
 def view(run: Run, label: str, entry: Entry, model: Model) -> View:
     """What the config of a run does to a tensor."""
+    from qlab.graph.equalize import network_of
+
     mapping = compare.mapping_of(run)
+    network, ends = network_of(model, mapping), mapping.ranges.get(entry.tensor)
     config, spec = tensors.config_of(mapping, entry), tensors.configured(mapping, entry)
     if entry.role == "weight":
         row = next((row for row in results.result_of(run).ledger if row["layer"] == entry.owner), None)
         if spec is not None and row is not None and not row["weight"]:
-            return View(label, None, model.content_hash, str(row["reason"]))
-        return View(label, spec, model.content_hash, "its config quantizes no weight here")
+            return View(label, None, network.content_hash, str(row["reason"]))
+        return View(label, spec, network.content_hash, "its config quantizes no weight here", network, ends)
     found = calibration_of(run)
     if spec is not None and config is not None and config.mode == "dynamic":
         return View(label, None, "", "its range is taken anew at every call")
     if spec is None or found is None:
         return View(label, None, "", "its config quantizes no activation here")
-    return View(label, spec, found)
+    return View(label, spec, found, network=network, ends=ends)
 
 
 def calibration_of(run: Run) -> str | None:
@@ -101,12 +109,14 @@ def calibration_of(run: Run) -> str | None:
     return cache.store().get_run(run.id).require_result()["artifacts"].get("calibration")
 
 
-def _picture(model: Model, entry: Entry, drawn: list[View]) -> None:
+def _picture(entry: Entry, drawn: list[View]) -> None:
     from qlab.plots.overlay import overlay
 
     distributions.one_thread()
-    key = "/".join(f"{v.source}:{v.label}:{distributions.spec_key(v.spec)}" for v in drawn if v.spec is not None)
-    window, bins, sides = _worked_out(f"{entry.tensor}/{key}", model, entry, drawn)
+    key = "/".join(
+        f"{v.source}:{v.label}:{distributions.spec_key(v.spec)}:{v.ends}" for v in drawn if v.spec is not None
+    )
+    window, bins, sides = _worked_out(f"{entry.tensor}/{key}", entry, drawn)
     widgets.chart(
         overlay(window, bins, sides, widgets.dark(), unit=f"value of {entry.tensor}"),
         key="compare_overlay",
@@ -115,22 +125,23 @@ def _picture(model: Model, entry: Entry, drawn: list[View]) -> None:
 
 
 @st.cache_resource(max_entries=32, show_spinner="Working out the ranges")
-def _worked_out(key: str, _model: Model, _entry: Entry, _drawn: list[View]) -> tuple[Any, Any, list[Side]]:
+def _worked_out(key: str, _entry: Entry, _drawn: list[View]) -> tuple[Any, Any, list[Side]]:
     from qlab.plots.overlay import side, window_of
     from qlab.plots.study import values_of
 
     axis = _entry.axis or 0
-    held = [_tensor(_model, _entry, v.source) for v in _drawn]
+    held = [_tensor(_entry, v) for v in _drawn]
     specs = [v.spec for v in _drawn if v.spec is not None]
     window = window_of(held[-1], specs, axis)
-    sides = [side(v.label, x, spec, window, axis) for v, x, spec in zip(_drawn, held, specs, strict=True)]
+    sides = [side(v.label, x, spec, window, axis, v.ends) for v, x, spec in zip(_drawn, held, specs, strict=True)]
     return window, values_of(held[-1], axis).bins(window), sides
 
 
-def _tensor(model: Model, entry: Entry, source: str) -> Tensor:
+def _tensor(entry: Entry, seen: View) -> Tensor:
     if entry.role == "weight":
-        return trial.tensors(model).weights[entry.tensor]
-    return _calibration(source)[entry.tensor]
+        assert seen.network is not None
+        return trial.tensors(seen.network).weights[entry.tensor]
+    return _calibration(seen.source)[entry.tensor]
 
 
 @st.cache_resource(max_entries=8, show_spinner="Reading the calibration")

@@ -92,7 +92,8 @@ def controls(entry: Entry, spec: QuantSpec, found: Study, shown: Values, seen: W
     _slider(entry, spec, found, shown, seen, now)
     with st.container(horizontal=True, vertical_alignment="center", gap="small", key="dist_hand"):
         _exact(entry, spec, seen, now)
-        st.markdown(_words(entry, found), width="stretch")
+        words, text = _words(entry, found)
+        st.markdown(words, width="stretch", help=text)
         if found.ends is not None:
             _buttons(entry, found.ends)
     if note := st.session_state.pop(by_hand.NOTE, None):
@@ -169,21 +170,16 @@ def _exact(entry: Entry, spec: QuantSpec, seen: Window, now: Ends) -> None:
             )  # fmt: skip
 
 
-def _words(entry: Entry, found: Study) -> str:
-    """What the range is, and where it holds."""
+def _words(entry: Entry, found: Study) -> tuple[str, str | None]:
+    """What the range is and where it holds, and what it means for this grid."""
     if found.ends is None:
-        return ":gray[Drag over the picture or move the handles to set a range by hand.]"
-    config = state.mapping().ranges.get(entry.tensor)
-    where = (
-        "as the config has it"
-        if config == found.ends
-        else f"the config has {by_hand.span(config)}"
-        if config
-        else "tried"
-    )
-    several = found.qparams.scale.ndim > 0
-    more = f"; each {found.spec.granularity}'s own range is cut to it" if several else ""
-    return f"**By hand** {by_hand.span(found.ends)} · {where}{more}"
+        return ":gray[Drag over the picture or move the handles to set a range by hand.]", None
+    held = state.mapping().ranges.get(entry.tensor)
+    where = "tried here" if held is None else "in the config" if held == found.ends else f"config {by_hand.span(held)}"
+    means = ["The grid is symmetric, so both ends are as far from zero."] if found.spec.symmetric else []
+    if found.qparams.scale.ndim:
+        means.append(f"Each {found.spec.granularity} keeps a range of its own, cut to this one.")
+    return f"**By hand** {by_hand.span(found.ends)} · {where}", " ".join(means) or None
 
 
 def _buttons(entry: Entry, ends: Ends) -> None:

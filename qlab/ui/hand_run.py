@@ -9,6 +9,7 @@ import streamlit as st
 from qlab.errors import QLabError
 from qlab.metrics import COMPUTED, metric, write
 from qlab.ui import by_hand, cache, compare, errors, jobs, results, state, widgets
+from qlab.ui.tensors import configured
 
 if TYPE_CHECKING:
     from qlab.lab.experiment import Experiment
@@ -80,13 +81,14 @@ def _stored(asked: Experiment) -> Run | None:
     return None
 
 
-def panel(entry: Entry, ends: Ends | None, observer: str) -> None:
-    """How far the run is, or what it found; nothing before one was asked for. observer: who ranges it otherwise."""
+def panel(entry: Entry, ends: Ends | None) -> None:
+    """How far the run is, or what it found; nothing before one was asked for."""
     if ends is None or by_hand.idle(entry) is not None:
         return
-    run = _of(experiment(entry, ends))
-    if run is None:
+    run, spec = _of(experiment(entry, ends)), configured(state.mapping(), entry)
+    if run is None or spec is None:
         return
+    observer = spec.observer  # of the config, which is what was measured, whatever is tried on the page
     with st.container(border=True, key="dist_hand_found"):
         if not run.ended:
             jobs.watch(run.id, key="dist_hand_progress")
@@ -95,7 +97,27 @@ def panel(entry: Entry, ends: Ends | None, observer: str) -> None:
         elif run.status == "failed":
             errors.failure(run.error or "The run ended without a result.", run.detail)
         else:
-            found(run, _stored(experiment(entry, None)), observer)
+            plain = experiment(entry, None)
+            without = _of(plain)
+            found(run, without if without is not None and without.status == "done" else None, observer)
+            if without is None or without.status != "done":
+                _without(plain, without)
+
+
+def _without(plain: Experiment, run: Run | None) -> None:
+    """The way to the figure of the same config without the range."""
+    if run is not None and not run.ended:
+        jobs.watch(run.id, key="dist_hand_without_progress")
+        return
+    if run is not None and run.status == "failed":
+        errors.failure(run.error or "The run ended without a result.", run.detail)
+    st.button(
+        "Measure without it, too",
+        key="dist_hand_without",
+        on_click=_start,
+        args=(plain,),
+        help="Runs the same config with the observer's range for this tensor, so that the two can be compared.",
+    )
 
 
 def found(run: Run, without: Run | None, observer: str) -> None:
@@ -112,7 +134,6 @@ def found(run: Run, without: Run | None, observer: str) -> None:
     else:
         results.verdict(result)
     if without is None or other is None:
-        st.caption("The same config without this range has not been measured yet; Run on Experiment does that.")
         return
     from qlab.lab.compared import against
 

@@ -31,7 +31,7 @@ class Answers:
     integers; why then says the reason.
 
     from_kernel: the hand computation from the input integers the kernel itself had. runtime: its version; entries: what
-    its session was opened with, and why.
+    its session was opened with, and why. network: hash of the float network whose graph the kernel needs.
     """
 
     by_hand: Steps
@@ -40,6 +40,7 @@ class Answers:
     why: str = ""
     runtime: str = ""
     entries: Mapping[str, str] = field(default_factory=dict)
+    network: str = ""
 
     @property
     def kernel_code(self) -> int | None:
@@ -69,6 +70,12 @@ def _layers(key: Key, _qmodel: QuantizedModel) -> list[str]:
     return explainable_layers(_qmodel)
 
 
+def make_here(network: str) -> None:
+    """Has the graph of this network exported by the page itself, where the job's one is of no use: another machine may
+    round a corrected bias to another last bit, and the store may have lost it."""
+    st.session_state.setdefault("steps.ready", set()).add(network)
+
+
 def trace(key: Key, layer: str, sample: int, qmodel: QuantizedModel) -> Trace:
     """What the layer sees of this evaluation sample, and gives."""
     return _trace(key, _data_hash(), layer, sample, qmodel)
@@ -82,7 +89,11 @@ def _trace(key: Key, data_hash: str, layer: str, sample: int, _qmodel: Quantized
 
 
 def kernel_ready(model: Model) -> bool:
-    """Whether the exported graph is in the store, without which there is no integer run; exporting takes seconds."""
+    """Whether the exported graph is in the store, without which there is no integer run; exporting takes seconds.
+
+    model: the float network behind the config (`QuantizedModel.model`), which equalisation and corrected biases make
+    another one than the model that is open.
+    """
     from qlab.lab.templates import has_template
 
     ready = st.session_state.setdefault("steps.ready", set())
@@ -137,7 +148,7 @@ def answers(key: Key, layer: str, sample: int, index: tuple[int, ...], qmodel: Q
     simulated = trace(key, layer, sample, qmodel)
     steps = simulated.explain(index)
     if not kernel_ready(qmodel.model):
-        return Answers(steps, None, None)
+        return Answers(steps, None, None, network=qmodel.model.content_hash)
     try:
         session = _session(key, qmodel)
         kernel = _kernel(key, _data_hash(), layer, sample, session, simulated)

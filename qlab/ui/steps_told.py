@@ -9,7 +9,7 @@ import streamlit as st
 from qlab.metrics import MINUS, percent, three_digits, whole
 from qlab.plots.steps import accumulator_line, window_heatmaps
 from qlab.runtime.steps import INT32, Steps
-from qlab.ui import cache, errors, export, state, widgets
+from qlab.ui import cache, errors, export, state, steps_known, widgets
 
 if TYPE_CHECKING:
     from qlab.ui.steps_known import Answers
@@ -216,7 +216,7 @@ def _verdict(found: Answers) -> None:
     steps, kernel = found.by_hand, found.kernel_code
     st.subheader("4 · What the integer kernel really gave", anchor=False)
     if not found.kernel and not found.why:
-        _prepare()
+        _prepare(found.network)
         return
     if found.kernel is None or found.from_kernel is None or kernel is None:
         st.info(f"The network could not be run on integers, so there is nothing to compare. {errors.escape(found.why)}")
@@ -253,11 +253,16 @@ def _verdict(found: Answers) -> None:
         st.caption(f"The session was opened with {opened}.")
 
 
-def _prepare() -> None:
+def _prepare(network: str) -> None:
     """Has the network exported by a job, whose progress is shown here."""
     files = export.files(cache.model(state.model_ref()))
-    if files is not None and files.blocked:
+    if files is None:
+        return
+    if files.blocked:
         st.info(f"The network could not be run on integers. {errors.escape(files.blocked)}")
+    else:
+        steps_known.make_here(network)
+        st.rerun()
 
 
 # --- numbers ----------------------------------------------------------------------------------------------------------

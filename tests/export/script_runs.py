@@ -70,6 +70,8 @@ def quantized(sample: str, mapping: QConfigMapping | str, samples: int | None = 
     model, data, calibration = _calibrated(sample, samples)
     if isinstance(mapping, str):
         return experiment, _of_preset(sample, mapping, samples), data
+    if mapping.equalize or mapping.correct_bias:
+        calibration = qlab.calibrate(model, data.calibration.subset(slice(0, samples)), mapping=mapping)
     return experiment, qlab.convert(model, mapping, calibration), data
 
 

@@ -116,6 +116,16 @@ def test_what_is_lost_is_told(sample, mapping, asked):
     assert set(found.layers) <= set(qmodel.model.names.values())
 
 
+def test_what_a_config_does_beside_its_rules_is_told_where_it_does_something():
+    ranges = {"block2.conv.weight": (-0.25, 0.25), "no such tensor": (-1.0, 1.0)}
+    mapping = _static().replace(ranges=ranges, equalize=True, correct_bias=True)
+    t, _ = translated(onnxruntime_script, "conv_digits", mapping)
+    assert [d.asked.split()[0] for d in t.differences] == ["ranges", "weight", "biases"]
+    assert t.differences[0].layers == ("block2.conv.weight",)
+    t, _ = translated(onnxruntime_script, "conv_digits", QConfigMapping(equalize=True, correct_bias=True))
+    assert t.differences == ()
+
+
 @pytest.mark.parametrize("scheme", ["per_tensor_affine", "per_tensor_symmetric"])
 def test_percentile_of_the_sides_the_scheme_has(scheme):
     t, _ = translated(onnxruntime_script, "conv_digits", _static(W, A.replace(qscheme=scheme, observer="percentile")))

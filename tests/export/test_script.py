@@ -22,6 +22,11 @@ _RULES = QConfigMapping(
 )  # fmt: skip
 
 
+_BESIDE = qlab.presets["w4a8"].replace(
+    ranges={"block2.conv.weight": (-0.2, 0.2)}, equalize=True, correct_bias=True
+)  # fmt: skip
+
+
 def _mapping(text):
     """The mapping a script builds, from its own lines."""
     tree = ast.parse(text)
@@ -41,6 +46,7 @@ def test_same_figures_as_the_run(tmp_path):
         "rules.py": qlab.Experiment("conv_digits", {"path": "conv_digits", "scale": 255, "mean": 0.25, "std": [0.5]},
                                     _RULES, calibration_samples=200, seed=7),
         "dynamic.py": qlab.Experiment("conv_digits", "conv_digits", "dynamic"),
+        "beside.py": qlab.Experiment("conv_digits", "conv_digits", _BESIDE),
     }  # fmt: skip
     found = run_scripts(tmp_path, {name: python_script(e).text for name, e in experiments.items()})
     for name, experiment in experiments.items():
@@ -66,7 +72,7 @@ def test_presets_by_name(sample, preset):
     assert _mapping(t.text) == qlab.presets[preset]
 
 
-@pytest.mark.parametrize("mapping", [_RULES, QConfigMapping(), *qlab.presets.values()])
+@pytest.mark.parametrize("mapping", [_RULES, _BESIDE, QConfigMapping(), *qlab.presets.values()])
 def test_mapping_is_written_in_full(mapping):
     assert _mapping(python_script(qlab.Experiment("a.pt2", "b.npz", mapping)).text) == mapping
 

@@ -82,6 +82,19 @@ def test_what_is_lost_is_told(sample, mapping, asked):
     assert f"{found.asked}: {found.written}." in words
 
 
+def test_what_a_config_does_beside_its_rules_is_told_where_it_does_something():
+    ranges = {"block2.conv.weight": (-0.25, 0.25), "no such tensor": (-1.0, 1.0)}
+    mapping = _static().replace(ranges=ranges, equalize=True, correct_bias=True)
+    t, _ = translated(torchao_script, "conv_digits", mapping)
+    assert [d.asked.split()[0] for d in t.differences] == ["ranges", "weight", "biases"]
+    assert t.differences[0].layers == ("block2.conv.weight",)
+    # No two layers of this one can be equalised, and a config of floats has no biases to correct.
+    t, _ = translated(torchao_script, "transformer_text", _static().replace(equalize=True))
+    assert not [d for d in t.differences if "equalised" in d.asked]
+    t, _ = translated(torchao_script, "conv_digits", QConfigMapping(correct_bias=True))
+    assert t.differences == ()
+
+
 def test_layers_of_a_rule_have_their_own_spec():
     t, _ = translated(
         torchao_script, "conv_digits", _static().replace(by_name={"block2.*": QConfig(W.replace(bits=4), A)})
