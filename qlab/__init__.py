@@ -24,6 +24,10 @@ _HOME = {
     "evaluate": "evaluation", "Evaluation": "evaluation", "compare": "evaluation",
     "Experiment": "lab.experiment", "run": "lab.run",
     "sensitivity": "analysis.sensitivity", "Sensitivity": "analysis.sensitivity",
+    "propagate": "analysis.propagation", "Propagation": "analysis.propagation",
+    "diagnose": "analysis.diagnose", "Diagnosis": "analysis.diagnose", "Fault": "analysis.fault",
+    "Remedy": "analysis.remedy", "try_remedies": "analysis.advice", "combined": "analysis.advice",
+    "equalized": "graph.equalize",
     "sweep": "lab.sweep", "Sweep": "lab.sweep", "Grid": "lab.grid",
     **dict.fromkeys(
         ("QLabError", "UnsupportedModel", "BadUpload", "UnsafeFile", "DataMismatch", "NonFinite", "NotObserved",

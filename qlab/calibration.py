@@ -199,7 +199,7 @@ class _Tap(nn.Module):
         except NonFinite as e:
             if self.is_input:
                 what = f"{e} This is the data itself: clean it, or check scale, mean and std."
-                raise NonFinite(what, detail=e.detail) from e
+                raise NonFinite(what, detail=e.detail, tensor=e.tensor, first_sample=e.first_sample) from e
             raise
         self.collector.add(seen)
         for collector in self.rectified:

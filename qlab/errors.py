@@ -40,7 +40,14 @@ class DataMismatch(QLabError):
 
 
 class NonFinite(QLabError):
-    """NaN or Inf in data or activations."""
+    """NaN or Inf in data or activations. tensor: which one, first_sample: of the batch it was first seen in; None where
+    that says nothing."""
+
+    def __init__(
+        self, message: str, *, detail: str | None = None, tensor: str | None = None, first_sample: int | None = None
+    ) -> None:
+        super().__init__(message, detail=detail)
+        self.tensor, self.first_sample = tensor, first_sample
 
 
 class NotObserved(QLabError):

@@ -15,7 +15,7 @@ from qlab.data import Dataset
 from qlab.errors import DataMismatch
 from qlab.graph.capture import Model
 from qlab.in_order import in_order
-from qlab.sqnr import SimulatedTaps, SqnrTaps
+from qlab.layer_sqnr import SimulatedTaps, SqnrTaps
 
 
 @dataclass(frozen=True)

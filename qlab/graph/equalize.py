@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 
 from qlab.config import QConfigMapping
 from qlab.graph.capture import Model
-from qlab.graph.lower import add_constant, attribute, copy_graph, drop_unused_attributes
+from qlab.graph.lower import FOLDED_NORM, add_constant, attribute, copy_graph, drop_unused_attributes
 from qlab.graph.ops import op_type, packet_name
 
 EQUALIZED = "equalized"
@@ -201,6 +201,7 @@ def _flattened(source: fx.Node, node: fx.Node, channels: int) -> int | None:
 
 def _replace(gm: fx.GraphModule, constant: fx.Node, value: Tensor) -> None:
     setattr(gm, str(constant.target), nn.Parameter(value.contiguous(), requires_grad=False))
+    constant.meta.pop(FOLDED_NORM, None)  # it speaks of the weight as it was
 
 
 def _finished(gm: fx.GraphModule, model: Model) -> Model:

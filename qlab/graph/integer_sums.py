@@ -41,8 +41,12 @@ class InputCodes(nn.Module):
         super().__init__()
         self._grid = (grid,)  # in a tuple: it is registered once, where it belongs
 
+    def in_steps(self, x: Tensor) -> Tensor:
+        """x in steps of the grid, whole numbers only where x lies on it."""
+        return x * float(self._grid[0].scale.reciprocal())
+
     def forward(self, x: Tensor) -> Tensor:
-        return (x * float(self._grid[0].scale.reciprocal())).round_()
+        return self.in_steps(x).round_()
 
 
 class WeightCodes(nn.Module):

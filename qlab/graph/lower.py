@@ -7,6 +7,7 @@ products with a constant matrix become linear, and BatchNorm is folded into the 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -265,6 +266,19 @@ def _constant_value(gm: fx.GraphModule, node: Any) -> tuple[Tensor | None, fx.No
     return node.target(value.detach(), *node.args[1:], **node.kwargs), source
 
 
+@dataclass(frozen=True, eq=False)
+class FoldedNorm:
+    """What a folded BatchNorm says of the layer that took it up. factor [C]: each channel's weights were multiplied by
+    it. mean, std [C]: of the layer's outputs over the training data, as the learned shift and scale have it."""
+
+    name: str
+    factor: Tensor
+    mean: Tensor
+    std: Tensor
+
+
+FOLDED_NORM = "folded_norm"  # key of a weight's meta
+
 _FOLDABLE = ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "linear")
 
 
@@ -307,6 +321,10 @@ def _fold_batch_norm(gm: fx.GraphModule) -> list[str]:
         b_name = w_name.removesuffix("weight") + "bias"
         new_weight = add_constant(gm, conv, w64.to(weight.dtype), w_node, w_name)
         new_bias = add_constant(gm, conv, b64.to(weight.dtype), w_node, b_name)
+        gain = torch.ones_like(factor) if gamma is None else gamma.detach().double()
+        centre = torch.zeros_like(factor) if beta is None else beta.detach().double()
+        name = str(node.meta.get("module_path") or node.name)
+        new_weight.meta[FOLDED_NORM] = FoldedNorm(name, factor, centre, gain.abs())
         conv.args = (conv.args[0], new_weight, new_bias, *conv.args[3:])
         folded.append(f"{node.meta.get('module_path') or node.name} into {conv.meta.get('module_path') or conv.name}")
         node.replace_all_uses_with(conv)

@@ -406,9 +406,16 @@ class StatsCollector:
         if not math.isfinite(low) or not math.isfinite(high):
             infinite = int(np.isinf(x).sum())
             if math.isnan(low) or math.isnan(high):
-                raise NonFinite(f"{self.name}: NaN in batch {batch_index}. Look at the data and at the layers before.")
+                raise NonFinite(
+                    f"{self.name}: NaN in the batch that begins with sample {batch_index}. "
+                    "Look at the data and at the layers before.",
+                    tensor=self.name, first_sample=batch_index,
+                )  # fmt: skip
             if not self.allow_infinite:
-                raise NonFinite(f"{self.name}: {infinite} infinite values in batch {batch_index}.")
+                raise NonFinite(
+                    f"{self.name}: {infinite} infinite values in the batch that begins with sample {batch_index}.",
+                    tensor=self.name, first_sample=batch_index,
+                )  # fmt: skip
             finite = np.isfinite(x)
             if self.channel_axis is not None:  # what has no finite value keeps an empty range, inf..-inf
                 channel_low = self._extremes(held.masked_fill(held == -math.inf, math.inf))[2]

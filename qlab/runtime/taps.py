@@ -15,9 +15,9 @@ from qlab.export.assemble import without_codes
 from qlab.export.onnx_file import quantized_onnx
 from qlab.export.values import Codes
 from qlab.float_side import FloatBatch, power
+from qlab.layer_sqnr import SqnrTaps
 from qlab.quant.fake_quant import dequantize
 from qlab.runtime.session import RuntimeOptions, Session, session_of
-from qlab.sqnr import SqnrTaps
 
 # Values at a time: few enough for the cache, so many that threads do not wait for each other between the steps.
 _BLOCK = 1 << 18

@@ -217,13 +217,13 @@ def test_incomplete_arrays_are_refused() -> None:
 
 @pytest.mark.parametrize("axis", [None, 0])
 def test_nan_names_tensor_and_batch(axis: int | None) -> None:
-    with pytest.raises(NonFinite, match=r"x: NaN in batch 128"):
+    with pytest.raises(NonFinite, match="x: NaN in the batch that begins with sample 128"):
         collect({128: torch.tensor([1.0, float("nan"), float("inf")])}, channel_axis=axis)
 
 
 def test_infinity_is_refused_or_left_out() -> None:
     x = torch.tensor([[1.0, float("inf")], [-float("inf"), 3.0], [2.0, -4.0]])
-    with pytest.raises(NonFinite, match="x: 2 infinite values in batch 5"):
+    with pytest.raises(NonFinite, match="x: 2 infinite values in the batch that begins with sample 5"):
         collect({5: x})
     s = collect({5: x}, allow_infinite=True, channel_axis=1)
     assert (s.count, s.infinite, s.minimum, s.maximum) == (4, 2, -4.0, 3.0)
