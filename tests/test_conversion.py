@@ -401,15 +401,17 @@ def test_a_range_by_hand_is_the_grid():
     assert torch.equal(qmodel.activations[other].scale, qlab.convert(model, plain, calib).activations[other].scale)
 
 
-def test_a_range_by_hand_cuts_each_channel():
+@pytest.mark.parametrize("bits", [8, 2])
+def test_a_range_by_hand_cuts_each_channel(bits):
     model = qlab.load_model("residual_digits")
-    mapping = qlab.QConfigMapping(qlab.QConfig(qlab.QuantSpec(8, "per_channel_symmetric"), mode="weight_only"))
+    mapping = qlab.QConfigMapping(qlab.QConfig(qlab.QuantSpec(bits, "per_channel_symmetric"), mode="weight_only"))
     layer = next(row.layer for row in qlab.convert(model, mapping).ledger if row.weight)
     before = qlab.convert(model, mapping).weights[layer].qparams
-    limit = float(before.high.median())
+    half = (2**bits - 1) / 2
+    limit = float(before.scale.median()) * half
     after = qlab.convert(model, mapping.replace(ranges={f"{layer}.weight": (-limit, limit)})).weights[layer].qparams
-    wide = before.high > limit
+    wide = before.scale * half > limit
     assert wide.any()
     assert not wide.all()
-    assert torch.allclose(after.high[wide], torch.tensor(limit) * 127 / 127.5, rtol=1e-2)
-    assert torch.allclose(after.scale[~wide], before.scale[~wide], rtol=1e-2)
+    torch.testing.assert_close(after.scale[wide], torch.full((int(wide.sum()),), limit / half))
+    assert torch.equal(after.scale[~wide], before.scale[~wide])

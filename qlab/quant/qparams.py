@@ -123,10 +123,17 @@ def dynamic_qparams(x: torch.Tensor, spec: QuantSpec) -> QParams:
 def with_range(qp: QParams, spec: QuantSpec, low: float, high: float) -> QParams:
     """The grid laid over low..high; with several scales, each of their ranges cut to it. Raises NonFinite."""
     grid = Grid(spec.quant_min, spec.quant_max, spec.symmetric, spec.signed)
-    several = qp.scale.ndim > 0
-    lows = np.maximum(_numpy(qp.low), np.float32(low)) if several else np.float32(low)
-    highs = np.minimum(_numpy(qp.high), np.float32(high)) if several else np.float32(high)
+    lows, highs = np.asarray(low, np.float32), np.asarray(high, np.float32)
+    if several := qp.scale.ndim > 0:
+        # A symmetric grid with one more code below zero was laid over less than it reaches to.
+        reach = _numpy(qp.scale) * np.float32(grid.steps / 2)
+        own = (-reach, reach) if spec.symmetric else (_numpy(qp.low), _numpy(qp.high))
+        lows, highs = np.maximum(own[0], lows), np.minimum(own[1], highs)
     scale, zero_point = grid.scale_zero_point(lows, highs)
+    if several:  # what is not cut stays to the last bit
+        whole = (lows == own[0]) & (highs == own[1])
+        scale = np.where(whole, _numpy(qp.scale), scale)
+        zero_point = np.where(whole, qp.zero_point.numpy(), zero_point)
     if not np.all(np.isfinite(scale)):
         raise NonFinite(f"the range {low:g} to {high:g} is too wide for a float32 scale.")
     return replace(qp, scale=torch.from_numpy(np.asarray(scale)), zero_point=torch.from_numpy(np.asarray(zero_point)))
