@@ -11,7 +11,7 @@ import streamlit as st
 from qlab.errors import NotObserved
 from qlab.metrics import MISSING, percent
 from qlab.plots.theme import palette
-from qlab.ui import cache, choose, converted, errors, prepared, run_list, state, widgets
+from qlab.ui import cache, choose, converted, errors, graph, prepared, run_list, state, widgets
 
 if TYPE_CHECKING:
     from qlab.analysis.remedy import Remedy
@@ -352,7 +352,7 @@ def details(known: Found, row: LedgerRow) -> None:
                     help="Shows the line of the op whose output this one reads.",
                 )  # fmt: skip
             if st.button("Show it in the graph", key="ledger_graph", help="Opens the graph at this op."):
-                st.session_state["graph.chosen"] = row.layer
+                graph.reveal(row.layer)
                 st.switch_page("pages/diagnose/graph.py")
             if st.button("See its values", key="ledger_values", help="Opens Distributions at a tensor of this op."):
                 state.set_tensor(row.output or row.layer)
