@@ -8,7 +8,7 @@ the base's number, and runs only what is behind a difference.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,9 +23,14 @@ _OF_EVERY_MODULE = frozenset(vars(nn.Module())) - {"_parameters", "_buffers", "_
 
 
 class Numbering:
-    """Numbers for what nodes compute, the same for all graphs that are asked about."""
+    """Numbers for what nodes compute, the same for all graphs that are asked about.
+
+    constant: the numbers that no input has a part in. held: values of such numbers, computed once for all batches.
+    """
 
     def __init__(self) -> None:
+        self.constant: set[int] = set()
+        self.held: Values = {}
         self._numbers: dict[tuple[Any, ...], int] = {}
         self._described: dict[int, tuple[Any, Any]] = {}  # id -> the object, which so stays alive, and its content
 
@@ -44,6 +49,12 @@ class Numbering:
                 given = fx.node.map_arg((node.args, node.kwargs), lambda n: _Number(found[n]))
                 key = (node.op, what, repr(given))
             found[node] = self._numbers.setdefault(key, len(self._numbers))
+            given_by = node.all_input_nodes
+            # A function of nothing (zeros, a random number) is left alone: what it gives may be written to.
+            if node.op == "get_attr" or (
+                (given_by or node.op == "call_module") and all(found[n] in self.constant for n in given_by)
+            ):
+                self.constant.add(found[node])
         return found
 
     def _describe(self, value: Any) -> Any:
@@ -84,15 +95,18 @@ class Step:
 class Plan:
     """What of a network has to run to get some of its nodes, when the values of some numbers are known.
 
-    taken: the known numbers it reads. wanted: nodes to give; None: the output of the network.
+    taken: the known numbers it reads. gives: tells what the network computes; equal for plans with equal outputs.
+    wanted: nodes to give; None: the output of the network. numbering: who numbered; what depends on constants alone is
+    then computed once for all its plans.
     """
 
     def __init__(
         self, gm: fx.GraphModule, numbers: Mapping[fx.Node, int], known: Collection[int] = (),
-        wanted: Iterable[fx.Node] | None = None,
+        wanted: Iterable[fx.Node] | None = None, numbering: Numbering | None = None,
     ):  # fmt: skip
         self.gm, self.numbers = gm, numbers
         self.output = gm.graph.output_node()
+        self.gives = repr(fx.node.map_arg(self.output.args, lambda n: _Number(numbers[n])))
         ends = [self.output] if wanted is None else list(wanted)
         self._inputs = [n for n in gm.graph.nodes if n.op == "placeholder"]
         needed: set[fx.Node] = set()
@@ -119,24 +133,46 @@ class Plan:
             if node not in kept:
                 finished.setdefault(reader, []).append(node)
         self.steps = [Step(n, numbers[n], tuple(finished.get(n, ()))) for n in order]
+        self._held: Values = {} if numbering is None else numbering.held
+        self._constant = lasting(gm, numbers) & numbering.constant if numbering is not None else frozenset()
+
+    def sizes(self, inputs: tuple[Tensor, ...]) -> dict[int, int]:
+        """Bytes of what each step gives for these inputs, by number."""
+        found: dict[int, int] = {}
+        self._run(inputs, {}, lambda step, value: found.__setitem__(step.number, _bytes(value)))
+        return found
 
     def run(self, inputs: tuple[Tensor, ...], known: Mapping[int, Any], keep: Collection[int] = ()) -> Values:
         """Values of the nodes that were asked for, by number; with `keep`, of these numbers too. `known` is read only.
 
         What an op overwrites in place is never among what is kept.
         """
+        out: Values = {}
+
+        def see(step: Step, value: Any) -> None:
+            if step.number in keep:
+                out[step.number] = value
+
+        self._run(inputs, known, see)
+        return out
+
+    def _run(self, inputs: tuple[Tensor, ...], known: Mapping[int, Any], see: Callable[[Step, Any], None]) -> None:
         at: dict[fx.Node, Any] = dict(zip(self._inputs, inputs, strict=True))
         at.update({node: known[number] for node, number in self._from_known.items()})
-        out: Values = {}
         with torch.no_grad():
             for step in self.steps:
-                at[step.node] = self._call(step.node, at)
-                if step.number in keep:
-                    out[step.number] = at[step.node]
+                at[step.node] = value = self._value(step, at)
+                see(step, value)
                 for node in step.done_with:
                     at.pop(node, None)
         self._at = at
-        return out
+
+    def _value(self, step: Step, at: Mapping[fx.Node, Any]) -> Any:
+        if step.number not in self._constant:
+            return self._call(step.node, at)
+        if step.number not in self._held:
+            self._held[step.number] = self._call(step.node, at)
+        return self._held[step.number]
 
     def result(self) -> Any:
         """The output of the network in the last run."""
@@ -153,6 +189,12 @@ class Plan:
         if node.op == "call_module":
             return self.gm.get_submodule(str(node.target))(*args, **kwargs)
         return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def _bytes(value: Any) -> int:
+    if isinstance(value, Tensor):
+        return value.nbytes
+    return sum(map(_bytes, value)) if isinstance(value, tuple | list) else 0
 
 
 def lasting(gm: fx.GraphModule, numbers: Mapping[fx.Node, int]) -> frozenset[int]:
