@@ -27,7 +27,7 @@ _HOME = {
     "propagate": "analysis.propagation", "Propagation": "analysis.propagation",
     "diagnose": "analysis.diagnose", "Diagnosis": "analysis.diagnose", "Fault": "analysis.fault",
     "Remedy": "analysis.remedy", "try_remedies": "analysis.advice", "combined": "analysis.advice",
-    "equalized": "graph.equalize",
+    "equalized": "graph.equalize", "stability": "analysis.stability", "Stability": "analysis.stability",
     "sweep": "lab.sweep", "Sweep": "lab.sweep", "Grid": "lab.grid",
     **dict.fromkeys(
         ("QLabError", "UnsupportedModel", "BadUpload", "UnsafeFile", "DataMismatch", "NonFinite", "NotObserved",

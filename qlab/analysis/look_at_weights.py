@@ -112,7 +112,8 @@ def _spread(point: WeightPoint, weight: Tensor) -> Iterator[Fault]:
     folded = _norm_spread(norm, ranges, alive) if isinstance(norm, FoldedNorm) else 0.0
     if isinstance(norm, FoldedNorm) and folded >= threshold("norm_spread"):
         sentence = (
-            f"{norm.name} was folded into {point.layer}: its channels were multiplied by factors of which the largest is "
+            f"{norm.name} was folded into {point.layer}: its channels were multiplied by factors of which the largest "
+            "is "
             f"{three_digits(folded)} times the median one, because their variances differ that much. One scale serves "
             f"all channels of {point.tensor}, and most of them get few levels."
         )

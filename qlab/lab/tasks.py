@@ -139,6 +139,12 @@ def _calls(given: dict[str, Any], *, batch: int) -> dict[str, int]:
     return calls
 
 
+def describe_analysis(store: Store, arguments: Mapping[str, Any]) -> Row:
+    """experiment=Experiment(…), whose name says nothing here."""
+    row = describe_export(store, arguments)
+    return Row(spec={"experiment": row.spec}, model=row.model, data=row.data, config=row.config)
+
+
 KINDS: Mapping[str, Kind] = {
     "experiment": Kind("qlab.lab.run:experiment_task", describe_experiment),
     "prepare": Kind("qlab.lab.run:prepare_task", describe_prepare),
@@ -146,6 +152,9 @@ KINDS: Mapping[str, Kind] = {
     "export": Kind("qlab.lab.export:export_task", describe_export),
     "latency": Kind("qlab.lab.timing:latency_task", describe_latency),
     "runtime": Kind("qlab.lab.inspect:runtime_task", describe_runtime),
+    "diagnose": Kind("qlab.lab.analyses:diagnose_task", describe_analysis),
+    "advice": Kind("qlab.lab.analyses:advice_task", describe_analysis),
+    "stability": Kind("qlab.lab.analyses:stability_task", describe_analysis),
 }
 
 

@@ -19,6 +19,9 @@ KINDS = {
     "latency": "Timing",
     "export": "Writing the files of",
     "runtime": "Running on integers:",
+    "diagnose": "Looking for what is wrong with",
+    "advice": "Trying remedies for",
+    "stability": "Drawing calibrations of",
 }
 EVERY = 0.6  # seconds between two looks at a running job
 

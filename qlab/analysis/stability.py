@@ -1,0 +1,222 @@
+"""Whether a result hangs on which samples calibrated it: ranges and accuracy over many draws of the calibration data.
+
+The data is run once, chunk by chunk. Statistics merge exactly, so the calibration of any draw of chunks, in any order,
+follows without running the network again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qlab.calibration import Calibration, Progress, calibrate, merge_calibrations
+from qlab.config import QConfigMapping
+from qlab.conversion import convert
+from qlab.data import Dataset
+from qlab.errors import DataMismatch, InvalidConfig
+from qlab.evaluation import Evaluation, compare, evaluate
+from qlab.graph.capture import Model
+from qlab.graph.equalize import network_of
+from qlab.graph.placement import place
+from qlab.quant.packed import Packed, merge_packed
+
+CHUNK = 8  # samples that are drawn together, where there are enough
+FEWEST, MOST = 16, 128  # chunks
+RESAMPLES = 6
+EVALUATED = 512
+LEVEL = 0.05  # of all tests of one size together
+GATHER, DRAW = "gather statistics", "draw calibrations"
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One calibration of so many samples. accuracy: None without labels; agreement: with the whole calibration.
+
+    p: McNemar, against the network under the whole calibration, on the same samples; None without labels.
+    """
+
+    samples: int
+    accuracy: float | None
+    agreement: float
+    p: float | None
+
+    @property
+    def figure(self) -> float:
+        """Accuracy, or without labels the agreement."""
+        return self.agreement if self.accuracy is None else self.accuracy
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Of one tensor's scale. scales: samples -> [K], of each draw; whole: under the whole calibration."""
+
+    tensor: str
+    whole: float
+    scales: Mapping[int, NDArray[np.float64]]
+
+    def relative(self, samples: int) -> float:
+        """Standard deviation over the mean, of the draws of this size."""
+        found = self.scales[samples]
+        return float(found.std(ddof=1) / found.mean()) if len(found) > 1 and found.mean() else 0.0
+
+
+@dataclass(frozen=True)
+class Stability:
+    """draws: sizes ascending. spreads: of every tensor with a static grid of one scale, the most unsteady first.
+
+    whole: the figure under all calibration samples. chunk: samples that are drawn together; evaluated: samples each
+    draw was measured on.
+    """
+
+    draws: tuple[Draw, ...]
+    spreads: tuple[Spread, ...]
+    whole: float
+    chunk: int
+    evaluated: int
+    labelled: bool
+
+    @property
+    def sizes(self) -> list[int]:
+        return sorted({draw.samples for draw in self.draws})
+
+    def at(self, samples: int) -> list[Draw]:
+        return [draw for draw in self.draws if draw.samples == samples]
+
+    def steady(self, samples: int) -> bool:
+        """Whether no draw of this size is worse than the whole calibration beyond chance; without labels, whether all
+        of them name the same class on 99 % of the samples."""
+        draws = self.at(samples)
+        if not self.labelled:
+            return min(draw.agreement for draw in draws) >= 0.99
+        return not any(
+            draw.p is not None and draw.p < LEVEL / len(draws) and draw.figure < self.whole for draw in draws
+        )
+
+    @property
+    def enough(self) -> int | None:
+        """The smallest size from which on every size is steady; None when not even the largest is."""
+        found = None
+        for samples in reversed(self.sizes):
+            if not self.steady(samples):
+                break
+            found = samples
+        return found
+
+    @property
+    def warning(self) -> str | None:
+        """What to tell when the result hangs on the sample; None when it does not."""
+        largest = self.sizes[-1]
+        if self.steady(largest):
+            return None
+        figures = [draw.figure for draw in self.at(largest)]
+        return (
+            f"The result hangs on the sample: {len(figures)} calibrations of {largest} samples give "
+            f"{100 * min(figures):.1f} to {100 * max(figures):.1f} %, and the worst is worse beyond chance. Calibrate "
+            "with "
+            "more samples, or with an observer that does not follow single values."
+        )
+
+
+def stability(
+    model: Model, data: Dataset, mapping: QConfigMapping, *, sizes: Sequence[int] | None = None,
+    resamples: int = RESAMPLES, evaluated: int = EVALUATED, batch_size: int = 64, seed: int = 0,
+    progress: Progress | None = None,
+) -> Stability:  # fmt: skip
+    """Draw calibrations of several sizes from the calibration data, with replacement and in any order, and see what
+    becomes of scales and accuracy. Simulated; the same seed gives the same.
+
+    sizes: samples, rounded up to whole chunks, which are also the batches a moving average sees; None: 1, 4, 16, …
+    chunks and all. evaluated: at most so many evaluation samples. Source of drawing with replacement: the bootstrap,
+    Efron 1979.
+    Raises InvalidConfig (no range comes from the data), DataMismatch (fewer than two chunks), NonFinite.
+    """
+    part = data.calibration
+    network = network_of(model, mapping)
+    fixed = model.fixed_batch
+    chunk = fixed or max(1, min(CHUNK, len(part) // FEWEST), -(-len(part) // MOST))
+    count = len(part) // chunk if fixed else -(-len(part) // chunk)
+    if count < 2:
+        raise DataMismatch(f"{len(part)} calibration samples are too few to draw from: give at least two batches.")
+    placement = place(network, mapping)
+    watched = {p.tensor for p in placement.activations if p.kind == "observed"}
+    if not watched and not mapping.correct_bias:
+        raise InvalidConfig("no range of this config comes from the calibration data, so none can depend on it.")
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(part))
+    chunks: list[_Chunk] = []
+    for number in range(count):
+        if progress is not None:
+            progress(GATHER, number, count)
+        held = part.subset(np.sort(order[number * chunk : (number + 1) * chunk]))
+        chunks.append(_Chunk.of(calibrate(model, held, chunk, mapping=mapping), watched))
+    counts = sorted({min(count, max(1, -(-size // chunk))) for size in sizes}) if sizes else _growing(count)
+    seen = data.evaluation.subset(range(min(evaluated, len(data.evaluation))))
+    total, done = len(counts) * resamples + 1, 0
+
+    def measured(calib: Calibration, reference: Evaluation | Model) -> tuple[Evaluation, dict[str, float]]:
+        nonlocal done
+        if progress is not None:
+            progress(DRAW, done, total)
+        done += 1
+        qmodel = convert(model, mapping, calib)
+        scales = {key: float(m.scale) for key, m in qmodel.activations.items() if not m.scale.ndim}
+        kept = {key: scale for key, scale in scales.items() if qmodel.points[key].kind == "observed"}
+        return evaluate(qmodel, seen, reference, batch_size, sqnr_samples=0), kept
+
+    whole, whole_scales = measured(_together(chunks), model)
+    draws: list[Draw] = []
+    scales: dict[str, dict[int, list[float]]] = {key: {} for key in whole_scales}
+    for n in counts:
+        for _ in range(resamples):
+            chosen = rng.integers(0, count, n)
+            calib = _together([chunks[i] for i in chosen])
+            found, own = measured(calib, whole)
+            p = None if seen.targets is None else compare(whole, found, seen.targets).p
+            assert found.agreement is not None
+            draws.append(Draw(n * chunk, found.accuracy, found.agreement, p))
+            for key, scale in own.items():
+                scales[key].setdefault(n * chunk, []).append(scale)
+    spreads = [
+        Spread(key, whole_scales[key], {n: np.array(values) for n, values in of.items()}) for key, of in scales.items()
+    ]
+    largest = counts[-1] * chunk
+    spreads.sort(key=lambda s: -s.relative(largest))
+    figure = whole.accuracy if whole.accuracy is not None else 1.0
+    return Stability(tuple(draws), tuple(spreads), figure, chunk, len(seen), seen.targets is not None)
+
+
+def _growing(count: int) -> list[int]:
+    """1, 4, 16, … and the whole."""
+    return sorted({min(count, 4**i) for i in range(count.bit_length() + 1)})
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """A calibration of few samples, with its statistics packed: many are held at once."""
+
+    calib: Calibration
+    packed: Mapping[str, Packed]
+
+    @classmethod
+    def of(cls, calib: Calibration, wanted: set[str]) -> _Chunk:
+        """Of these tensors alone."""
+        needed = {calib.aliases.get(name, name) for name in wanted}
+        packed = {name: calib[name].to_arrays() for name in needed if name in calib}
+        return cls(Calibration({}, calib.aliases, calib.model_hash, calib.samples, calib.means), packed)
+
+
+def _together(chunks: Sequence[_Chunk]) -> Calibration:
+    """The calibration of these chunks in this order, whichever order the data had."""
+    stats = {}
+    for name in chunks[0].packed:
+        parts, first = [], 0
+        for chunk in chunks:
+            batches = len(chunk.packed[name]["batch_index"])
+            parts.append({**chunk.packed[name], "batch_index": np.arange(first, first + batches)})
+            first += batches
+        stats[name] = merge_packed(parts)
+    head = merge_calibrations([chunk.calib for chunk in chunks])  # samples and means
+    return Calibration(stats, head.aliases, head.model_hash, head.samples, head.means)

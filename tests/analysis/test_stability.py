@@ -1,0 +1,113 @@
+"""Calibrations drawn again: exact merges, honest spread, a warning where the result hangs on the sample."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import qlab
+from qlab.analysis.stability import Draw, Spread, Stability, stability
+from qlab.errors import Cancelled, DataMismatch, InvalidConfig
+
+STEADY = qlab.QConfigMapping(qlab.QConfig(qlab.QuantSpec(8, "per_channel_symmetric"), qlab.QuantSpec(8)))
+
+
+@pytest.fixture(scope="module")
+def small():
+    model, data = qlab.load_model("residual_digits"), qlab.load_dataset("residual_digits")
+    return model, data.split(128, 0)
+
+
+def test_the_whole_is_the_calibration_of_all_its_samples(small):
+    model, data = small
+    found = stability(model, data, STEADY, resamples=2, evaluated=200)
+    direct = qlab.convert(model, STEADY, qlab.calibrate(model, data))
+    for spread in found.spreads:
+        assert spread.whole == float(direct.activations[spread.tensor].scale)  # min_max does not ask for the order
+    assert found.sizes == [8, 32, 128]
+    assert found.evaluated == 200
+    assert all(len(found.at(n)) == 2 for n in found.sizes)
+    assert {s.tensor for s in found.spreads} == {k for k, p in direct.points.items() if p.kind == "observed"}
+
+
+def test_a_draw_is_the_calibration_of_its_samples(small):
+    """The first draw, done again with a forward pass of its own."""
+    model, data = small
+    found = stability(model, data, STEADY, sizes=[32], resamples=1, evaluated=64, seed=5)
+    rng = np.random.default_rng(5)
+    order = rng.permutation(128)
+    chosen = rng.integers(0, 16, 4)
+    rows = np.concatenate([np.sort(order[i * 8 : (i + 1) * 8]) for i in chosen])
+    calib = qlab.calibrate(model, data.calibration.subset(rows), 8)
+    direct = qlab.convert(model, STEADY, calib)
+    for spread in found.spreads:
+        assert spread.scales[32][0] == pytest.approx(float(direct.activations[spread.tensor].scale), rel=1e-6)
+
+
+def test_the_same_seed_gives_the_same(small):
+    model, data = small
+    one, two = (stability(model, data, STEADY, resamples=2, evaluated=64, seed=3) for _ in range(2))
+    assert one.draws == two.draws
+    assert stability(model, data, STEADY, resamples=2, evaluated=64, seed=4).draws != one.draws
+
+
+def test_eight_bits_are_steady_and_what_hangs_on_the_sample_is_told(small):
+    model, data = small
+    assert stability(model, data, STEADY, evaluated=256).enough is not None
+    # Samples of one kind in the calibration, of another in a few of it: what is drawn decides.
+    images = data.inputs[0].copy()
+    rare = data.calibration_index[:120]
+    images[rare] = images[rare] // 60  # nearly black: only 8 samples show the range there is
+    odd = replace(data, inputs=(images,))
+    found = stability(model, odd, STEADY, sizes=[8, 16], evaluated=512)
+    assert not found.steady(8)
+    assert found.enough is None
+    assert found.warning is not None
+    assert "hangs on the sample" in found.warning
+
+
+def test_without_labels_agreement_decides(small):
+    model, data = small
+    found = stability(model, replace(data, targets=None), STEADY, resamples=2, evaluated=128)
+    assert not found.labelled
+    assert all(draw.accuracy is None and draw.p is None for draw in found.draws)
+    assert found.steady(128)
+
+
+def test_enough_is_the_smallest_size_from_which_on_all_are_steady():
+    def made(worst):
+        draws = [Draw(n, a, 1.0, p) for n, (a, p) in worst.items()]
+        return Stability(tuple(draws), (), 0.9, 8, 100, True)
+
+    assert made({8: (0.5, 1e-4), 16: (0.9, 1.0), 32: (0.9, 1.0)}).enough == 16
+    assert made({8: (0.9, 1.0), 16: (0.5, 1e-4), 32: (0.9, 1.0)}).enough == 32
+    assert made({8: (0.9, 1.0), 16: (0.5, 1e-4)}).enough is None
+    assert made({8: (0.95, 1e-4)}).enough == 8  # better than the whole is no reason to warn
+
+
+def test_spread_is_relative():
+    assert Spread("t", 1.0, {8: np.array([1.0, 3.0])}).relative(8) == pytest.approx(np.sqrt(2) / 2)
+
+
+def test_what_cannot_be_drawn(small):
+    model, data = small
+    with pytest.raises(InvalidConfig, match="no range of this config"):
+        stability(model, data, qlab.presets["dynamic"])
+    with pytest.raises(DataMismatch, match="too few"):
+        stability(model, data.split(1, 0), STEADY)
+
+    def stop(stage, _done, _total):
+        if stage == "draw calibrations":
+            raise Cancelled("stopped")
+
+    with pytest.raises(Cancelled):
+        stability(model, data, STEADY, progress=stop)
+
+
+def test_corrected_biases_and_moving_averages_are_drawn_too(small):
+    model, data = small
+    moving = STEADY.replace(
+        default=STEADY.default.replace(activation=qlab.QuantSpec(8, observer="moving_average")), correct_bias=True
+    )
+    found = stability(model, data, moving, resamples=2, evaluated=64)
+    assert found.whole > 0.5
