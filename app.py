@@ -27,7 +27,17 @@ def main() -> None:
             "Inspect": [
                 *_pages("inspect", runtime="Runtime", steps="One number, step by step", export="Export"),
             ],
-            "Diagnose": _pages("diagnose", ledger="Ledger", graph="Graph"),
+            "Diagnose": [
+                *_pages(
+                    "diagnose",
+                    findings="Findings",
+                    sensitivity="Sensitivity",
+                    propagation="Error propagation",
+                    stability="Stability",
+                    ledger="Ledger",
+                    graph="Graph",
+                ),
+            ],
         }
     )
     warm.up()

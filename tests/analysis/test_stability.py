@@ -48,16 +48,18 @@ def test_the_same_seed_gives_the_same(small):
     model, data = small
     one, two = (stability(model, data, STEADY, resamples=2, evaluated=64, seed=3) for _ in range(2))
     assert one.draws == two.draws
-    assert stability(model, data, STEADY, resamples=2, evaluated=64, seed=4).draws != one.draws
+    other = stability(model, data, STEADY, resamples=2, evaluated=64, seed=4)
+    scales, others = ({s.tensor: s.scales[8] for s in found.spreads} for found in (one, other))
+    assert any((scales[tensor] != others[tensor]).any() for tensor in scales)
 
 
 def test_eight_bits_are_steady_and_what_hangs_on_the_sample_is_told(small):
     model, data = small
     assert stability(model, data, STEADY, evaluated=256).enough is not None
-    # Samples of one kind in the calibration, of another in a few of it: what is drawn decides.
+    # Nearly black samples but one: what is drawn decides.
     images = data.inputs[0].copy()
-    rare = data.calibration_index[:120]
-    images[rare] = images[rare] // 60  # nearly black: only 8 samples show the range there is
+    dark = data.calibration_index[:-1]
+    images[dark] = images[dark] // 60  # a single sample shows the range there is
     odd = replace(data, inputs=(images,))
     found = stability(model, odd, STEADY, sizes=[8, 16], evaluated=512)
     assert not found.steady(8)
