@@ -281,10 +281,15 @@ def _in_order(vertices: tuple[Vertex, ...], links: Collection[Link]) -> tuple[Ve
     for link in links:
         before[link.target].add(link.source)
     out: dict[str, Vertex] = {}
-    waiting = {v.key: v for v in vertices}
+    waiting = list(vertices)
     while waiting:
-        ready = [key for key in waiting if before[key] <= out.keys()]
-        out |= {key: waiting.pop(key) for key in ready}
+        late = []
+        for vertex in waiting:
+            if before[vertex.key] <= out.keys():
+                out[vertex.key] = vertex
+            else:
+                late.append(vertex)
+        waiting = late
     return tuple(out.values())
 
 

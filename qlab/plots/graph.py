@@ -86,7 +86,7 @@ def graph_figure(
     left, right = layout.span
     made = figure(
         dark, TOP + ROW * layout.depth, barmode="overlay", bargap=0, dragmode="pan", uirevision=revision,
-        margin={"l": 4, "r": 4, "t": TOP, "b": 4}, showlegend=sqnr is None,
+        margin={"l": 4, "r": 4, "t": TOP if sqnr is None else 4, "b": 4}, showlegend=sqnr is None,
         modebar={"orientation": "v"},
         legend={"y": 1, "yref": "container", "yanchor": "top", "itemclick": False, "itemdoubleclick": False},
     )  # fmt: skip
@@ -212,7 +212,7 @@ def _boxes(made: go.Figure, look: _Look) -> None:
                 **({"pattern": {"shape": "/", "fgcolor": look.colours.wash("neutral", 0.5), "size": 8, "solidity": 0.2}}
                    if kind == "mixed" and look.sqnr is None else {}),
             },
-            name=kind,
+            name="float op" if kind == "float" else kind,
             showlegend=kind != "" and look.sqnr is None,
             customdata=[[f"box {v.key}"] for v in vertices],
             hovertext=[_about(v, look) for v in vertices],

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from qlab.graph.outline import Link, Outline
     from qlab.graph.placement import LedgerRow
 
-CHART, HEIGHT = "graph_chart", 720
+CHART, WIDTH, HEIGHT, DETAILS = "graph_chart", 640, 720, 290  # pixels
 SEEN = 10  # layers of boxes in that height
 GRID, SQNR = "grid", "SQNR"
 OPEN, CHOSEN, REVEAL, DRAWN, COLOUR = "graph.open", "graph.chosen", "graph.reveal", "graph.drawn", "graph.colour"
@@ -205,14 +205,17 @@ def picture(known: Found) -> None:
         sqnr=None if drawn is None else drawn.sqnr, said="" if drawn is None else drawn.said,
         revision=f"{known.model.content_hash} {_chart_key()}",
     )  # fmt: skip
-    left, right = st.columns([0.68, 0.32], gap="medium")
-    with left, st.container(height=min(int(made.layout.height) + 34, HEIGHT), border=True, key="graph_frame"):
-        widgets.chart(
-            made, key=_chart_key(), on_select=lambda: _clicked(known), selection_mode="points",
-            alt=f"The network as a graph of {len(known.shown.vertices)} boxes",
-        )  # fmt: skip
-    with right:
-        details(known, drawn)
+    # Not in columns: where the window is narrow the details go below the picture.
+    with st.container(horizontal=True, gap="medium", vertical_alignment="top", key="graph_bench"):
+        with st.container(
+            height=min(int(made.layout.height) + 34, HEIGHT), border=True, width=WIDTH, key="graph_frame"
+        ):
+            widgets.chart(
+                made, key=_chart_key(), on_select=lambda: _clicked(known), selection_mode="points",
+                alt=f"The network as a graph of {len(known.shown.vertices)} boxes",
+            )  # fmt: skip
+        with st.container(width=DETAILS, key="graph_details"):
+            details(known, drawn)
 
 
 def noise(known: Found) -> Noise | None:
