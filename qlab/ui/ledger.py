@@ -254,9 +254,9 @@ def table(known: Found, rows: Sequence[LedgerRow]) -> LedgerRow | None:
         height=run_list.height(len(rows), HEIGHT),
         column_config={
             "Layer": column.TextColumn(width=168),
-            "Op": column.TextColumn(width=74),
+            "Op": column.TextColumn(width=86),
             "State": column.TextColumn(width=76, help="Quantized itself, sharing with another op, or float."),
-            "Why": column.TextColumn(width=302),
+            "Why": column.TextColumn(width=290),
             "Weight": column.TextColumn(width=168, help="How its weight is quantized."),
             "Activation": column.TextColumn(width=158, help="How its output is quantized, and an input that is float."),
             "Mode": column.TextColumn(width=80, help="When activations get their range."),
