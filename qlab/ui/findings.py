@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -107,7 +108,7 @@ def table(found: Diagnosis) -> Fault | None:
     names = [f"{f.kind} {f.tensor}" for f in found.faults]
     wanted = st.session_state.get(PICKED) or st.query_params.get("finding")
     row = names.index(wanted) if wanted in names else 0
-    key = f"findings_table_{hash(tuple(names))}"
+    key = table_key("findings_table", names)
     run_list.choose(key, [row])
     st.dataframe(
         pd.DataFrame(
@@ -133,6 +134,11 @@ def table(found: Diagnosis) -> Fault | None:
         on_select=lambda: _pick(key, names), selection_mode="single-row", alt="What was found, worst first",
     )  # fmt: skip
     return found.faults[row]
+
+
+def table_key(name: str, rows: Sequence[str]) -> str:
+    """Of a table with these rows: another one where they are others, because the browser tells rows by number."""
+    return f"{name}_{zlib.crc32(chr(10).join(rows).encode()):x}"
 
 
 def _pick(key: str, names: Sequence[str]) -> None:
@@ -278,7 +284,8 @@ def _channels(fault: Fault) -> bool:
         low, high = rows.amin(1).numpy().astype(float), rows.amax(1).numpy().astype(float)
     made = channel_figure(
         Channels(low, high), dark=widgets.dark(), shared=_grid(fault, held), ranked=True,
-        chosen=fault.channels[0] if fault.channels else None, quantity=f"value of {fault.tensor}", revision=fault.tensor,
+        chosen=fault.channels[0] if fault.channels else None, quantity=f"value of {fault.tensor}",
+        revision=fault.tensor,
     )  # fmt: skip
     widgets.chart(made, key="findings_channels", alt=f"Range of each channel of {fault.tensor}. {fault.sentence}")
     return True
@@ -373,7 +380,7 @@ def _choose(attempts: Attempts) -> None:
     from qlab.analysis.advice import combined
 
     tried = attempts.tried
-    key = f"findings_tried_{hash(tuple(t.remedy.title for t in tried))}"
+    key = table_key("findings_tried", [t.remedy.title for t in tried])
     st.dataframe(
         pd.DataFrame(
             {

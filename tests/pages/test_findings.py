@@ -1,0 +1,124 @@
+"""The Findings page: what is wrong in words and numbers of the engine, remedies that change the config, and trials."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+import qlab
+from qlab.config import QConfig, QConfigMapping, QuantSpec
+from qlab.lab import analyses
+from qlab.lab.experiment import Experiment
+from qlab.lab.store import Store
+from qlab.preset import presets
+from qlab.ui.findings import table_key
+from tests.jobs_here import carry
+
+MODEL = "outlier_mlp"
+PAGE = "pages/diagnose/findings.py"
+ROUGH = QConfigMapping(QConfig(QuantSpec(4, "per_tensor_symmetric"), QuantSpec(8)))
+
+
+@pytest.fixture
+def page(open_page, home):
+    def opened(mapping: QConfigMapping, *kinds: str, model: str = MODEL):
+        """After these jobs have run for this config."""
+        store = Store()
+        for kind in kinds:
+            carry(store, kind, experiment=Experiment(model, model, mapping))
+        store.close()
+        at = open_page(query={"model": model}, state={"lab.mapping": mapping})
+        at.switch_page(PAGE).run()
+        assert not at.exception
+        return at
+
+    return opened
+
+
+def button(at, label):
+    return next(b for b in at.button if b.label == label)
+
+
+@pytest.fixture(scope="module")
+def found():
+    return qlab.diagnose(qlab.load_model(MODEL), qlab.load_dataset(MODEL), ROUGH)
+
+
+def test_what_the_engine_found_is_told_worst_first(page, found, read) -> None:
+    at = page(ROUGH, "diagnose")
+    assert not at.error
+    table = at.dataframe[0].value
+    assert list(table["Where"]) == [f.tensor for f in found.faults]
+    assert list(table["What"]) == [f.title for f in found.faults]
+    assert list(table["Remedies"]) == [len(f.remedies) for f in found.faults]
+    assert found.first.kind == "outlier_weight"
+    assert found.first.tensor in read(at, "warning")
+    said = read(at, "markdown").replace("\\", "")
+    assert found.first.sentence in said
+    labels = [b.label.replace("\\", "") for b in at.button]
+    assert all(remedy.title in labels for remedy in found.first.remedies)
+    chart = json.loads(at.get("plotly_chart")[0].proto.spec)
+    values = qlab.load_model(MODEL)
+    weight = values.graph_module.get_parameter(str(values.node(found.first.layer).args[1].target))
+    marks = next(t for t in chart["data"] if t.get("mode") == "markers")
+    assert float(weight.abs().max()) in [pytest.approx(abs(x)) for x in _numbers(marks["x"])]
+
+
+def _numbers(x):
+    if isinstance(x, dict):  # plotly writes arrays as base64
+        import base64
+
+        import numpy as np
+
+        return np.frombuffer(base64.b64decode(x["bdata"]), x["dtype"]).tolist()
+    return x
+
+
+def test_a_remedy_is_pressed_and_taken_back(page, found) -> None:
+    at = page(ROUGH, "diagnose")
+    remedy = found.first.remedies[0]
+    next(b for b in at.button if b.label.replace("\\", "") == remedy.title).click().run()
+    assert at.session_state["lab.mapping"] == remedy.mapping
+    button(at, "Undo").click().run()
+    assert at.session_state["lab.mapping"] == ROUGH
+
+
+def test_trials_are_shown_and_those_that_are_chosen_make_a_config(page, found, read) -> None:
+    at = page(ROUGH, "diagnose", "advice")
+    store = Store()
+    model, data = qlab.load_model(MODEL), qlab.load_dataset(MODEL)
+    attempts = analyses.ADVICE.find(store, model, data, ROUGH)
+    store.close()
+    table = at.dataframe[1].value
+    assert list(table["Remedy"]) == [t.remedy.title for t in attempts.tried]
+    best = attempts.tried[0]
+    assert best.recovered is not None
+    assert best.recovered > 0.8
+    assert best.remedy.title.split(".")[0] in read(at, "caption").replace("\\", "")
+    assert button(at, "Choose rows to apply").disabled
+    key = table_key("findings_tried", [t.remedy.title for t in attempts.tried])
+    at.session_state[key] = {"selection": {"rows": [0, 1], "columns": [], "cells": []}}
+    at.run()
+    button(at, "Apply: 2 remedies").click().run()
+    expected = qlab.combined(ROUGH, [t.remedy for t in attempts.tried[:2]])
+    assert at.session_state["lab.mapping"] == expected
+
+
+def test_nothing_wrong_is_said(page, read) -> None:
+    at = page(presets["x86"], "diagnose", model="residual_digits")
+    assert "Nothing is wrong" in read(at, "success")
+    assert not at.dataframe
+
+
+def test_a_config_without_grids_has_no_faults(page, read) -> None:
+    at = page(QConfigMapping(), "diagnose", model="residual_digits")
+    assert "Nothing is quantized" in read(at, "success")
+
+
+def test_the_first_visit_starts_the_search(open_page) -> None:
+    at = open_page(query={"model": MODEL}, state={"lab.mapping": ROUGH})
+    at.switch_page(PAGE).run()
+    assert not at.exception
+    kinds = [run.kind for run in Store().list_runs()]
+    assert "diagnose" in kinds
