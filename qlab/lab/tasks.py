@@ -115,6 +115,17 @@ def describe_runtime(store: Store, arguments: Mapping[str, Any]) -> Row:
     )
 
 
+def describe_sensitivity(store: Store, arguments: Mapping[str, Any]) -> Row:
+    """experiment=Experiment(…), whose name says nothing here, and any field of `lab.sensitivity.Question`."""
+    from qlab.lab.sensitivity import Question
+
+    given = dict(arguments)
+    asked = {name: given.pop(name) for name in Question.__dataclass_fields__ if name in given}
+    row = describe_export(store, given)
+    spec = {"experiment": row.spec, "question": Question(**asked).to_dict()}
+    return Row(spec=spec, model=row.model, data=row.data, config=row.config)
+
+
 def describe_latency(store: Store, arguments: Mapping[str, Any]) -> Row:
     """runs=[ids of finished experiments of one network], and any of batch, threads: of the calls that are timed."""
     given = dict(arguments)
@@ -152,6 +163,7 @@ KINDS: Mapping[str, Kind] = {
     "export": Kind("qlab.lab.export:export_task", describe_export),
     "latency": Kind("qlab.lab.timing:latency_task", describe_latency),
     "runtime": Kind("qlab.lab.inspect:runtime_task", describe_runtime),
+    "sensitivity": Kind("qlab.lab.sensitivity:sensitivity_task", describe_sensitivity),
     "diagnose": Kind("qlab.lab.analyses:diagnose_task", describe_analysis),
     "advice": Kind("qlab.lab.analyses:advice_task", describe_analysis),
     "stability": Kind("qlab.lab.analyses:stability_task", describe_analysis),

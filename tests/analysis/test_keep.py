@@ -49,7 +49,9 @@ def test_each_point_is_what_its_config_gives(residual, ranked, instead) -> None:
     assert sqnr[-1] > sqnr[0] + 10
     assert (sqnr[-1] == math.inf) == (instead is None)  # all layers float is the float network
     sizes = [point.size for point in curve]
-    assert sizes == sorted(sizes)
+    # without any grid left, the scales of the activations go too
+    assert sizes[:-1] == sorted(sizes[:-1])
+    assert sizes[-1] > 1.2 * sizes[0]
 
 
 def test_rules_for_other_layers_stay(residual, ranked) -> None:

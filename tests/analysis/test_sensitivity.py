@@ -291,7 +291,7 @@ def test_the_ranking_of_a_first_look_is_that_of_all_samples(residual, mode, mapp
     assert spearman([row.sqnr for row in look], brute) >= 0.95
 
 
-def test_the_ranking_of_a_first_look_at_a_resnet(cifar, _two_threads) -> None:
+def test_the_ranking_of_a_first_look_at_a_resnet(cifar) -> None:
     model, train, test = cifar
     calib = qlab.calibrate(model, train.subset(slice(0, 256)))
     test = test.subset(slice(0, 512))
