@@ -32,6 +32,8 @@ BLOCK = 3  # tensors from which a block of the network is worth a name of its ow
 NARROW = 560  # pixels of the plot on a narrow window
 TALLEST = 2.5  # times the second tallest bin: from there the tallest is cut off
 MOST_BARS = 400
+MOST_CUT = 3  # bins that may be cut off
+FULL = {"marker": {"opacity": 1}}  # a click shades its tensor; plotly would fade all others
 
 
 # --- over the depth of the network ------------------------------------------------------------------------------------
@@ -71,24 +73,19 @@ def propagation_figure(found: Propagation, dark: bool, measure: str = "sqnr", ch
         (values[1], "arrived: all before it quantized", "solid", "circle"),
     ):
         hollow = symbol.removeprefix("circle")
+        line = {"color": colours.quantized, "width": 1.5 if hollow else 2, "dash": dash}
+        marker = {"color": colours.quantized, "size": 9 if len(tensors) <= 30 else 7}
+        ends = [f"triangle-up{hollow}" if v > high else f"triangle-down{hollow}" if v < low else symbol for v in side]
+        # An entry of its own for the legend, which would otherwise show the symbol of the first point.
         made.add_scatter(
-            x=list(range(len(tensors))),
-            y=np.clip(side, low, high),
-            mode="lines+markers",
-            name=label,
-            customdata=tensors,
-            text=said,
-            line={"color": colours.quantized, "width": 2 if hollow == "" else 1.5, "dash": dash},
-            marker={
-                "color": colours.quantized,
-                "size": 9 if len(tensors) <= 30 else 7,
-                "symbol": [
-                    f"triangle-up{hollow}" if v > high else f"triangle-down{hollow}" if v < low else symbol
-                    for v in side
-                ],
-            },
-            hovertemplate="%{text}<extra></extra>",
-        )
+            x=[None], y=[None], mode="lines+markers", name=label, line=line, marker={**marker, "symbol": symbol},
+            legendgroup=label,
+        )  # fmt: skip
+        made.add_scatter(
+            x=list(range(len(tensors))), y=np.clip(side, low, high), mode="lines+markers", name=label,
+            customdata=tensors, text=said, line=line, marker={**marker, "symbol": ends}, legendgroup=label, showlegend=False,
+            hovertemplate="%{text}<extra></extra>", selected=FULL, unselected=FULL,
+        )  # fmt: skip
     _draw_marks(made, marks, [np.clip(v, low, high) for v in values], tensors, colours)
     made.update_layout(legend={"yref": "container", "y": 1.0, "yanchor": "top"})
     made.update_xaxes(
@@ -176,7 +173,7 @@ def _draw_blocks(made: go.Figure, blocks: Sequence[_Block], colours: Palette) ->
             line={"width": 0}, fillcolor=colours.wash("neutral", 0.13 if number % 2 == 0 else 0.05),
         )  # fmt: skip
         made.add_annotation(
-            x=(block.first + block.last) / 2, y=0, yref="y domain", yanchor="bottom", yshift=2, showarrow=False,
+            x=block.first - 0.5, xanchor="left", xshift=2, y=0, yref="y domain", yanchor="bottom", showarrow=False,
             text=html.escape(block.name, quote=False), font={"color": colours.muted, "size": 12},
         )  # fmt: skip
 
@@ -186,14 +183,14 @@ def _marks(found: Propagation, of: Measure) -> list[tuple[TensorError, str, tupl
     names = names_of(found)
     most, shown = of.worst(found, own=True), of.worst(found, own=False)
 
-    def text(words: str, row: TensorError, errors: Errors) -> str:
-        return f"{words}: {html.escape(shorten(names[row.tensor], MARK_NAME), quote=False)}, {of.write(errors)}"
+    def text(words: str, row: TensorError, figure: str) -> str:
+        return f"{words}: {html.escape(shorten(names[row.tensor], MARK_NAME), quote=False)}, {figure}"
 
     if most is shown:
-        return [(most, text("made and shows most", most, most.arrived), (0, 1))]
+        return [(most, text("made and shows most", most, f"{of.write(most.own)} → {of.write(most.arrived)}"), (0, 1))]
     return [
-        (shown, text("shows most", shown, shown.arrived), (1,)),
-        (most, text("made most", most, most.own), (0,)),
+        (shown, text("shows most", shown, of.write(shown.arrived)), (1,)),
+        (most, text("made most", most, of.write(most.own)), (0,)),
     ]
 
 
@@ -245,27 +242,29 @@ def overlay_figure(row: TensorError, dark: bool) -> go.Figure:
             fillcolor=colours.wash("float", 0.25) if name == "float" else None,
             hovertemplate="%{x:.4g}: %{y:,.0f} values in this bin<extra>" + label + "</extra>",
         )  # fmt: skip
-    if cut is not None:
-        place = float(held.edges[cut] + held.edges[cut + 1]) / 2
-        right = cut >= len(held.float_counts) / 2
-        counts = [f"{label.split(',')[0]} {bins.counts[cut]:,.0f}" for label, _, bins in sides]
+    for line, place in enumerate(cut):
+        right = place >= len(held.float_counts) / 2
+        counts = [f"{label.split(',')[0]} {bins.counts[place]:,.0f}" for label, _, bins in sides]
+        middle = float(held.edges[place] + held.edges[place + 1]) / 2
         made.add_annotation(
-            x=place, y=1, yref="y domain", yanchor="top", showarrow=False, xanchor="right" if right else "left",
-            xshift=-10 if right else 10, font={"color": colours.muted, "size": 12},
-            text=f"↑ bin at {three_digits(place)}: {', '.join(counts)}".replace("-", MINUS),
+            x=middle, y=1, yref="y domain", yanchor="top", yshift=-17 * line, showarrow=False,
+            xanchor="right" if right else "left", xshift=-10 if right else 10,
+            font={"color": colours.muted, "size": 12}, bgcolor=colours.wash("background", 0.7),
+            text=f"↑ bin at {three_digits(middle)}: {', '.join(counts)}".replace("-", MINUS),
         )  # fmt: skip
     made.update_xaxes(title_text=f"value of {html.escape(shorten(row.tensor, 40), quote=False)}", zeroline=False)
     made.update_yaxes(title_text="values per bin", range=[0, top], nticks=5, exponentformat="SI")
     return made
 
 
-def _ceiling(sides: Sequence[Bins]) -> tuple[Number, int | None]:
-    """Top of the count axis, and the bin that is cut off there."""
+def _ceiling(sides: Sequence[Bins]) -> tuple[Number, list[int]]:
+    """Top of the count axis, and the bins that are cut off there, left to right: few that stand far above the rest."""
     heights = np.max([bins.counts for bins in sides], axis=0)
-    ranked = np.sort(heights)
-    if len(ranked) > 1 and ranked[-1] > TALLEST * ranked[-2] > 0:
-        return 1.3 * float(ranked[-2]), int(heights.argmax())
-    return 1.06 * float(ranked[-1]), None
+    order = np.argsort(-heights, kind="stable")
+    for few in range(1, min(MOST_CUT, len(order) - 1) + 1):
+        if heights[order[few - 1]] > TALLEST * heights[order[few]] > 0:
+            return 1.3 * float(heights[order[few]]), sorted(int(i) for i in order[:few])
+    return 1.06 * float(heights.max()), []
 
 
 def channel_shift_figure(row: TensorError, dark: bool) -> go.Figure:
