@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from qlab.ui import cache, errors, frame, ledger, state
+from qlab.ui import cache, change, errors, frame, ledger, state
 
 EXPLAIN = """
 **Reading the page.** Every op of the network has one line. Orange ops are quantized by the config, pale orange ones
@@ -16,7 +16,7 @@ left edge of a line shows what can be done about that op.
 
 @st.fragment
 def bench() -> None:
-    ledger.tell_the_sidebar()
+    change.tell_the_sidebar()
     ledger.begin()
     frame.header(
         "Why is my layer not quantized?",
@@ -34,7 +34,7 @@ def bench() -> None:
 
 def look(known) -> None:
     ledger.figures(known)
-    ledger.undo_bar()
+    change.bar("ledger")
     ledger.findings(known)
     row = ledger.table(known, ledger.controls(known))
     if row is not None:

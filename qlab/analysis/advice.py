@@ -53,11 +53,7 @@ class _Remedies:
     # one method for each kind that a config can repair
 
     def _unmatched_rule(self) -> Iterator[Remedy]:
-        rule = self.fault.tensor
-        if rule.startswith("range "):
-            yield self._without_range(rule.removeprefix("range "))
-        else:
-            yield from unmatched_remedies(rule, self.mapping, self.network)
+        yield from unmatched_remedies(self.fault.tensor, self.mapping, self.network)
 
     def _never_observed(self) -> Iterator[Remedy]:
         placement = place(self.network, self.mapping, self.calib.infinite)

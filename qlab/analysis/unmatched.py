@@ -33,9 +33,12 @@ def closest(pattern: str, model: Model, most: int = MOST) -> list[str]:
 def unmatched_remedies(rule: str, mapping: QConfigMapping, model: Model) -> list[Remedy]:
     """What to do about a rule that no op matched: the closest one that some do, or none at all.
 
-    rule: as `unmatched` of a quantized model names it, "by_name layer9.*" or "by_type linear".
+    rule: as `unmatched` of a quantized model names it, "by_name layer9.*", "by_type linear" or "range fc.weight".
     """
     by, _, pattern = rule.partition(" ")
+    if by == "range":
+        ranges = {tensor: ends for tensor, ends in mapping.ranges.items() if tensor != pattern}
+        return [Remedy(f"Drop the range of {pattern}", "No tensor has it.", mapping.replace(ranges=ranges))]
     taken = getattr(mapping, by)
     others = closest(pattern, model) if by == "by_name" else _types(pattern, model)
     out = []

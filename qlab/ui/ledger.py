@@ -11,12 +11,14 @@ import streamlit as st
 from qlab.errors import NotObserved
 from qlab.metrics import MISSING, percent
 from qlab.plots.theme import palette
-from qlab.ui import cache, choose, converted, errors, graph, prepared, run_list, state, widgets
+from qlab.ui import cache, change, choose, converted, errors, graph, prepared, run_list, state, widgets
 
 if TYPE_CHECKING:
+    from qlab.analysis.fault import Fault
     from qlab.analysis.remedy import Remedy
     from qlab.calibration import Calibration
-    from qlab.config import QConfigMapping, QuantSpec
+    from qlab.config import QuantSpec
+    from qlab.conversion import QuantizedModel
     from qlab.graph.capture import Model
     from qlab.graph.placement import LedgerRow, Placement
 
@@ -25,18 +27,23 @@ FOLDED_FROM = 4  # findings that stand open
 NAMED = 4  # layers written out
 ALL = "all"
 WORDS = {ALL: "All", "quantized": "Quantized", "shared": "Shared", "float": "Float"}
-UNDO, CHANGED = "ledger.undo", "ledger.changed"
 LAYER, SHOWN, SEARCH = "ledger.layer", "ledger.shown", "ledger.search"
 
 
 @dataclass(frozen=True)
 class Found:
-    """The ledger of a config. model: the network that was placed. calib: None where the config needs none."""
+    """The ledger of a config. model: the network that was placed. calib: None where the config needs none.
+
+    useless: weights that are quantized and keep next to nothing, because one outlier or channel takes the range.
+    unmatched: rules, and ranges set by hand, that name nothing in the network.
+    """
 
     model: Model
     rows: Sequence[LedgerRow]
     placement: Placement
     calib: Calibration | None
+    useless: Sequence[Fault] = ()
+    unmatched: Sequence[str] = ()
 
     @property
     def infinite(self) -> dict[str, int]:
@@ -69,57 +76,33 @@ def found(model: Model) -> Found | None:
         assert calib is not None
         network = cache.network(state.model_ref())
         placement = place(network, mapping, {name: n for name, n in calib.infinite.items() if n})
-        return Found(network, placement.ledger, placement, calib)
-    return Found(qmodel.model, qmodel.ledger, qmodel.placement, calib)
+        return Found(network, placement.ledger, placement, calib, unmatched=placement.unmatched)
+    return Found(qmodel.model, qmodel.ledger, qmodel.placement, calib, _useless(qmodel), qmodel.unmatched)
 
 
-# --- changing the config ----------------------------------------------------------------------------------------------
+def _useless(qmodel: QuantizedModel) -> list[Fault]:
+    """Weights that most of the range is not there for, at bits so few that it shows."""
+    from qlab.analysis.look_at_weights import weight_faults
+
+    out = []
+    for fault in weight_faults(qmodel):
+        if fault.kind == "dead_channel":
+            continue
+        tensor = next(p for p in qmodel.placement.weights if p.tensor == fault.tensor)
+        weight = qmodel.weights[tensor.layer]
+        inner = weight.dequantize().abs().flatten().kthvalue(max(1, weight.codes.numel() // 2)).values
+        if float(inner) == 0.0:  # half of the weights or more have become zero
+            out.append(fault)
+    return out
 
 
-def press(remedy: Remedy) -> None:
-    """Makes the config of a remedy the current one; `undo` brings back the one before."""
-    st.session_state.setdefault(UNDO, []).append((remedy.title, state.mapping(), remedy.mapping))
-    _set(remedy.mapping)
+def _remedies(known: Found, fault: Fault) -> Sequence[Remedy]:
+    from qlab.analysis.advice import remedies
+    from qlab.calibration import Calibration
 
-
-def undo() -> None:
-    _, before, _ = st.session_state[UNDO].pop()
-    _set(before)
-
-
-def _set(mapping: QConfigMapping) -> None:
-    state.set_mapping(mapping)
-    st.session_state[CHANGED] = True
-
-
-def tell_the_sidebar() -> None:
-    """Runs the whole page once more after a press: the sidebar, which names the config, is no part of its fragment."""
-    if st.session_state.pop(CHANGED, False):
-        st.rerun()
-
-
-def undo_bar() -> None:
-    """What was pressed last, with the button that takes it back; gone once the config was changed elsewhere."""
-    done = st.session_state.get(UNDO, [])
-    if done and done[-1][2] != state.mapping():
-        done.clear()
-    if not done:
-        return
-    with st.container(horizontal=True, vertical_alignment="center", border=True, key="ledger_undo_bar"):
-        st.markdown(f"Done: {errors.escape(done[-1][0])}. The config is now **{errors.escape(state.config_label())}**.")
-        st.button(
-            "Undo", key="ledger_undo", type="primary", on_click=undo, help="Brings back the config before this change."
-        )
-
-
-def buttons(remedies: Sequence[Remedy], key: str) -> None:
-    """A button for each remedy; what it does and costs is its help."""
-    with st.container(horizontal=True, gap="small"):
-        for i, remedy in enumerate(remedies):
-            st.button(
-                errors.escape(remedy.title), key=f"{key}_{i}", on_click=press, args=(remedy,),
-                help=errors.escape(remedy.sentence),
-            )  # fmt: skip
+    model = cache.model(state.model_ref())
+    calib = known.calib or Calibration({}, {}, known.model.content_hash, 0)
+    return remedies(fault, model, state.mapping(), calib)
 
 
 # --- figures and what to know first -----------------------------------------------------------------------------------
@@ -158,12 +141,14 @@ def findings(known: Found) -> None:
 
     mapping = state.mapping()
     lines: list[tuple[str, str, Sequence[Remedy]]] = []
-    for rule in known.placement.unmatched:
+    for rule in known.unmatched:
         by, _, pattern = rule.partition(" ")
-        what = "op type" if by == "by_type" else "layer name"
+        what = {"by_type": "op type", "by_name": "layer name", "range": "range of the tensor"}[by]
         alike = closest(pattern, known.model) if by == "by_name" else []
         meant = f" The closest: {', '.join(alike)}." if alike else ""
-        sentence = f"The rule for the {what} {pattern} matches nothing in this network.{meant}"
+        sentence = (
+            f"The {what if by == 'range' else f'rule for the {what}'} {pattern} matches nothing in this network.{meant}"
+        )
         lines.append((":orange-badge[rule without effect]", sentence, unmatched_remedies(rule, mapping, known.model)))
     for one in unseen(known.model, known.placement, known.calib) if known.calib is not None else ():
         saw = "holds nothing but zeros in the calibration" if one.zeros else "was never observed by the calibration"
@@ -177,6 +162,8 @@ def findings(known: Found) -> None:
         sentence = f"{_some([row.layer for row in rows])} ({first.op}) {'have' if many else 'has'} a weight and "
         sentence += f"{'stay' if many else 'stays'} float: {first.reason}."
         lines.append((badge, sentence if remedies else f"{sentence} {why_none(first, known.model)}", remedies))
+    for fault in known.useless:
+        lines.append((":orange-badge[quantized, and little use]", fault.sentence, _remedies(known, fault)))
     for i, line in enumerate(lines[:FOLDED_FROM]):
         _finding(*line, key=f"ledger_finding_{i}")
     if rest := lines[FOLDED_FROM:]:
@@ -189,7 +176,7 @@ def _finding(badge: str, sentence: str, remedies: Sequence[Remedy], *, key: str)
     with st.container(border=True, key=key):
         st.markdown(f"{badge} {errors.escape(sentence)}")
         if remedies:
-            buttons(remedies, f"{key}_do")
+            change.buttons(remedies, f"{key}_do")
 
 
 def _some(layers: Sequence[str]) -> str:
@@ -338,7 +325,7 @@ def details(known: Found, row: LedgerRow) -> None:
             st.caption(errors.escape(f"{note}."))
         remedies = remedies_of(row, state.mapping(), known.model, known.infinite)
         if remedies:
-            buttons(remedies, "ledger_do")
+            change.buttons(remedies, "ledger_do")
             st.caption(
                 "\n".join(f"- **{errors.escape(one.title)}**: {errors.escape(one.sentence)}" for one in remedies)
             )

@@ -173,3 +173,21 @@ def test_a_tensor_without_a_range_is_told_instead_of_failing(page, model, calib,
     button(at, "Keep layer1.0.conv2 float").click().run()
     assert "was never observed" not in words(at)
     assert lines(at).set_index("Layer").loc["layer1.0.conv2", "State"] == "float"
+
+
+def test_a_layer_that_is_quantized_and_of_no_use_because_of_one_weight(page, read) -> None:
+    rough = QConfigMapping(qlab.QConfig(qlab.QuantSpec(4, "per_tensor_symmetric"), mode="weight_only"))
+    at = page(rough, model="outlier_mlp")
+    said = words(at)
+    assert "quantized, and little use" in said
+    assert "fc1.weight" in said.replace("\\", "")
+    button(at, "Scale fc1 per channel").click().run()
+    assert at.session_state["lab.mapping"].by_name["fc1"].weight.granularity == "channel"
+    assert "fc1.weight" not in words(at).replace("\\", "").split("fc2.weight")[0]
+
+
+def test_a_range_of_a_tensor_that_is_not_there_is_told_and_dropped(page) -> None:
+    at = page(presets["x86"].replace(ranges={"layer9": (0.0, 1.0)}))
+    assert "range of the tensor layer9 matches nothing" in words(at).replace("\\", "")
+    button(at, "Drop the range of layer9").click().run()
+    assert at.session_state["lab.mapping"] == presets["x86"]
