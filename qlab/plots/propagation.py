@@ -83,8 +83,8 @@ def propagation_figure(found: Propagation, dark: bool, measure: str = "sqnr", ch
         )  # fmt: skip
         made.add_scatter(
             x=list(range(len(tensors))), y=np.clip(side, low, high), mode="lines+markers", name=label,
-            customdata=tensors, text=said, line=line, marker={**marker, "symbol": ends}, legendgroup=label, showlegend=False,
-            hovertemplate="%{text}<extra></extra>", selected=FULL, unselected=FULL,
+            customdata=tensors, text=said, line=line, marker={**marker, "symbol": ends}, legendgroup=label,
+            showlegend=False, hovertemplate="%{text}<extra></extra>", selected=FULL, unselected=FULL,
         )  # fmt: skip
     _draw_marks(made, marks, [np.clip(v, low, high) for v in values], tensors, colours)
     made.update_layout(legend={"yref": "container", "y": 1.0, "yanchor": "top"})
