@@ -5,13 +5,13 @@ from dataclasses import replace
 import pytest
 
 import qlab
+from benchmarks.planted import CASES, PER_CHANNEL, Planted, fresh
 from qlab.analysis.advice import combined, try_remedies
 from qlab.analysis.diagnose import diagnose
 from qlab.analysis.fault import KINDS, Fault, ordered
 from qlab.analysis.remedy import Remedy
 from qlab.config import QConfigMapping
 from qlab.errors import Cancelled
-from tests.analysis.planted import CASES, PER_CHANNEL, Planted, fresh
 
 
 @pytest.mark.parametrize("name", CASES)
