@@ -70,15 +70,18 @@ def _stored(asked: Experiment) -> Run | None:
     from qlab.lab.experiment import BACKENDS
     from qlab.lab.run import content_key
 
-    model, data = cache.model(state.model_ref()), cache.dataset(state.data_ref())
-    for backend in BACKENDS:
-        # Runs of a sweep name the number of samples that SQNR is measured on, which is no part of the accuracy.
-        for samples in (None, SQNR_SAMPLES):
-            key = content_key(model, data, asked.replace(backend=backend, sqnr_samples=samples))
-            runs = cache.store().list_runs(10, kind="experiment", status="done", content_key=key)
-            if full := [run for run in runs if run.headline.dropped is None]:
-                return full[0]
-    return None
+    model, data, store = cache.model(state.model_ref()), cache.dataset(state.data_ref()), cache.store()
+    # Runs of a sweep name the number of samples that SQNR is measured on, which is no part of the accuracy.
+    ways = [asked.replace(backend=b, sqnr_samples=samples) for b in BACKENDS for samples in (None, SQNR_SAMPLES)]
+    keys = [content_key(model, data, way) for way in ways]
+    found = store.known(keys)  # one question, because this is asked at every move of an end
+    runs = (
+        run
+        for key in keys
+        if key in found
+        for run in store.list_runs(10, kind="experiment", status="done", content_key=key)
+    )
+    return next((run for run in runs if run.headline.dropped is None), None)
 
 
 def panel(entry: Entry, ends: Ends | None) -> None:
