@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
-from qlab.errors import InvalidConfig
 from qlab.metrics import about_duration, metric, percent, write
 from qlab.ui import cache, change, choose, derived, errors, estimate, jobs, state, widgets
 
@@ -249,12 +248,11 @@ def _ranged_by(mapping: QConfigMapping, observer: str) -> QConfigMapping:
     """The config with this observer for all activations; bits and schemes stay, and what cannot have it stays whole."""
 
     def changed(config: QConfig | None) -> QConfig | None:
-        if config is None or config.activation is None or config.activation.observer == observer:
+        spec = None if config is None else config.activation
+        # Of activations per channel only the range is known, which serves min_max alone.
+        if config is None or spec is None or spec.granularity != "tensor" or spec.observer == observer:
             return config
-        try:
-            return config.replace(activation=config.activation.replace(observer=observer, observer_args={}))
-        except InvalidConfig:
-            return config  # activations per channel know min_max alone
+        return config.replace(activation=spec.replace(observer=observer, observer_args={}))
 
     return mapping.replace(
         default=changed(mapping.default),
