@@ -95,7 +95,7 @@ def wide_channel() -> Planted:
 
 def other_normalisation() -> Planted:
     model, data = fresh("residual_digits")
-    wrong = replace(data, mean=(0.0,), std=(1.0,))
+    wrong = replace(data, mean=(0.2,), std=(0.4,))  # twice the spread of training
     return Planted("unlike_training", ("x",), model, wrong, PER_CHANNEL, repairable=False)
 
 

@@ -120,6 +120,7 @@ class _Remedies:
     def _coarse_grid(self) -> Iterator[Remedy]:
         yield from self._more_bits("weight")
         yield from self._more_bits("activation")
+        yield from self._more_bits_everywhere()
         yield from self._per_channel()
         yield from self._weight_observer("mse")
         yield from self._activation_observer("mse")
@@ -226,6 +227,14 @@ class _Remedies:
         what = {"weight": "weight", "activation": "output"}[part]
         sentence = f"{2**ENOUGH_BITS} levels for this {what}; the others stay as they are."
         yield from self._here(part, change, f"{ENOUGH_BITS} bits for the {what} of {self.fault.layer}", sentence)
+
+    def _more_bits_everywhere(self) -> Iterator[Remedy]:
+        default = self.mapping.default
+        if default is None or default.activation is None or default.activation.bits >= ENOUGH_BITS:
+            return
+        wide = default.replace(activation=default.activation.replace(bits=ENOUGH_BITS))
+        sentence = "Activations take most harm at few bits, and their bits cost no byte of the file."
+        yield Remedy(f"{ENOUGH_BITS} bits for all activations", sentence, self.mapping.replace(default=wide))
 
     def _keep_float(self) -> Iterator[Remedy]:
         layers = [layer for layer in self._layers() if self._config(layer) is not None]

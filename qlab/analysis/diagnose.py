@@ -29,6 +29,7 @@ COMPARED_SAMPLES = 512  # of the evaluation data, whose statistics are held agai
 # A fault costs something where its part of the layer alone leaves the output less than this many dB; or where it makes
 # so much of all the noise, and the output is not nearly exact.
 COSTLY, SHARE, EXACT = 25.0, 0.2, 35.0
+COARSE_NAMED = 3  # layers; at few bits all are coarse, and the costliest say it
 COMPARE_DATA, LOOK = "compare the data", "look at weights and ranges"
 
 
@@ -72,7 +73,7 @@ def diagnose(
             evaluated = calibrate(network, part, batch_size)
         except NonFinite as error:
             return Diagnosis((_non_finite(error, network, "evaluation"),))
-    found += data_faults(network, calib, evaluated)
+    found += data_faults(model, data, calib, evaluated)
     tell(LOOK, 0, 1)
     placement = place(network, mapping, calib.infinite)
     found += _unobserved(network, mapping, calib)
@@ -119,7 +120,8 @@ def _priced(found: list[Fault], qmodel: QuantizedModel, costs: Sensitivity) -> l
         if fault.severity == "warning":
             of_weight = fault.tensor in weights or fault.kind == "bias_shift"
             layers = readers.get(fault.layer, [fault.layer])
-            parts = ("weight" if of_weight else "activation", "both")
+            own = "both" if fault.kind == "coarse_grid" else "weight" if of_weight else "activation"
+            parts = (own, "both")
             cost = max((next((noise[la, p] for p in parts if (la, p) in noise), 0.0) for la in layers), default=0.0)
             sqnr = -10 * math.log10(cost) if cost else math.inf
             costly = sqnr < COSTLY or (sqnr < EXACT and cost >= SHARE * total)
@@ -131,7 +133,9 @@ def _priced(found: list[Fault], qmodel: QuantizedModel, costs: Sensitivity) -> l
             out[key] = fault
     # A tensor that something particular is wrong with is not also told to be coarse.
     told = {f.layer for f in out.values() if f.severity == "warning" and f.kind != "coarse_grid"}
-    return [f for f in out.values() if f.kind != "coarse_grid" or f.layer not in told]
+    coarse = [f for f in out.values() if f.kind == "coarse_grid" and f.severity == "warning" and f.layer not in told]
+    worst = sorted(coarse, key=lambda f: -f.cost)[:COARSE_NAMED]
+    return [f for f in out.values() if f.kind != "coarse_grid"] + worst
 
 
 def _non_finite(error: NonFinite, network: Model, where: str) -> Fault:

@@ -10,6 +10,7 @@ from qlab.analysis.fault import Fault, threshold
 from qlab.analysis.look_at_weights import TOP_SHARE
 from qlab.calibration import Calibration
 from qlab.conversion import FakeQuantize, QuantizedModel
+from qlab.graph.lower import attribute
 from qlab.graph.ops import op_type
 from qlab.graph.placement import ActivationPoint
 from qlab.metrics import percent, three_digits
@@ -37,7 +38,7 @@ def activation_faults(qmodel: QuantizedModel, calib: Calibration) -> Iterator[Fa
             continue
         clipped = list(_clipped(point, layer, module, stats))
         yield from clipped
-        yield from _spread(point, layer, stats)
+        yield from _spread(qmodel, point, layer, stats)
         if not clipped and point.tensor not in qmodel.mapping.ranges:
             yield from _wasted(point, layer, module, stats)
 
@@ -98,7 +99,7 @@ def _clipped(point: ActivationPoint, layer: str, module: FakeQuantize, stats: Te
         yield Fault("saturated", "warning", point.tensor, layer, error.clipped_share, sentence)
 
 
-def _spread(point: ActivationPoint, layer: str, stats: TensorStats) -> Iterator[Fault]:
+def _spread(qmodel: QuantizedModel, point: ActivationPoint, layer: str, stats: TensorStats) -> Iterator[Fault]:
     if stats.channel_minimum is None or stats.channel_maximum is None or op_type_of(point) == "input":
         return
     ranges = np.maximum(-stats.channel_minimum, stats.channel_maximum)
@@ -108,7 +109,7 @@ def _spread(point: ActivationPoint, layer: str, stats: TensorStats) -> Iterator[
     median = float(np.median(alive))
     ratio = float(ranges.max()) / median
     if ratio < threshold("activation_spread"):
-        yield from _narrow(point, layer, ranges, median)
+        yield from _narrow(qmodel, point, layer, ranges, median)
         return
     wide = tuple(int(i) for i in np.argsort(-ranges) if ranges[i] > ratio * median / 2)
     sentence = (
@@ -119,20 +120,51 @@ def _spread(point: ActivationPoint, layer: str, stats: TensorStats) -> Iterator[
     yield Fault("activation_spread", "warning", point.tensor, layer, ratio, sentence, channels=wide)
 
 
-def _narrow(point: ActivationPoint, layer: str, ranges: np.ndarray, median: float) -> Iterator[Fault]:
-    """Channels far narrower than the others: harmless, unless what reads them multiplies them up. `cost` tells."""
-    narrow = tuple(int(i) for i in np.argsort(ranges) if 0 < ranges[i] < median / threshold("activation_spread"))
+def _narrow(
+    qmodel: QuantizedModel, point: ActivationPoint, layer: str, ranges: np.ndarray, median: float
+) -> Iterator[Fault]:
+    """Channels far narrower than the others that what reads them multiplies up again, and with them their rounding."""
+    reach = _weights_behind(qmodel, point, len(ranges))
+    if reach is None:
+        return
+    small = (ranges > 0) & (ranges < median / threshold("activation_spread"))
+    said = ranges * reach  # how much of what is read comes from each channel
+    narrow = tuple(int(i) for i in np.argsort(ranges) if small[i] and said[i] > np.median(said[ranges > 0]) / 4)
     if not narrow:
         return
-    ratio = median / float(ranges[narrow[0]])
+    first = narrow[0]
+    usual = float(np.median(reach[reach > 0]))
     sentence = (
-        f"Channel {narrow[0]} of {point.tensor} reaches only {three_digits(float(ranges[narrow[0]]))}, the median "
-        "channel "
-        f"{three_digits(ratio)} times as much, and one scale serves all {len(ranges)} channels. A layer that "
-        "multiplies it "
-        "up again multiplies its rounding too."
+        f"Channel {first} of {point.tensor} reaches only {three_digits(float(ranges[first]))}, the median channel "
+        f"{three_digits(median / float(ranges[first]))} times as much, and one scale serves all {len(ranges)}. What "
+        "reads "
+        f"it has weights {three_digits(float(reach[first]) / usual)} times the usual for it, which multiply its "
+        "rounding too."
     )
-    yield Fault("activation_spread", "warning", point.tensor, layer, ratio, sentence, channels=narrow)
+    yield Fault(
+        "activation_spread", "warning", point.tensor, layer, median / float(ranges[first]), sentence, channels=narrow
+    )
+
+
+def _weights_behind(qmodel: QuantizedModel, point: ActivationPoint, channels: int) -> np.ndarray | None:
+    """Largest weight with which each channel is read [C]; None where something else than layers with weights reads."""
+    out = np.zeros(channels)
+    todo, gm = list(point.node.users), qmodel.model.graph_module
+    while todo:
+        node = todo.pop()
+        kind = op_type(node) if node.op == "call_function" else ""
+        if kind in ("relu", "max_pool", "avg_pool"):
+            todo += node.users
+            continue
+        weight = attribute(gm, node.args[1]) if kind in ("conv1d", "conv2d", "conv3d", "linear") else None
+        if weight is None:
+            return None
+        groups = channels // weight.shape[1]
+        if groups * weight.shape[1] != channels or weight.shape[0] % groups:
+            return None
+        each = weight.detach().abs().reshape(groups, weight.shape[0] // groups, weight.shape[1], -1).amax((1, 3))
+        out = np.maximum(out, each.reshape(-1).numpy())
+    return out
 
 
 def _wasted(point: ActivationPoint, layer: str, module: FakeQuantize, stats: TensorStats) -> Iterator[Fault]:

@@ -5,26 +5,36 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+import torch
+from torch import fx
+
 from qlab.analysis.fault import Fault, threshold
+from qlab.analysis.reuse import Numbering, Plan
 from qlab.calibration import Calibration
+from qlab.data import Dataset
+from qlab.forward import pad
 from qlab.graph.capture import Model
 from qlab.graph.lower import FOLDED_NORM, FoldedNorm
+from qlab.graph.ops import op_type
 from qlab.metrics import three_digits
 from qlab.quant.stats import TensorStats
 
+SAMPLES = 128
+ALIVE = 0.02  # of the largest spread
 WIDER = 1.5  # times the spread: as much as half a standard deviation of the mean
 
 
-def data_faults(model: Model, calib: Calibration, evaluated: Calibration | None) -> Iterator[Fault]:
-    """evaluated: statistics of the evaluation data, gathered as those of the calibration were."""
-    inputs = [n for n in model.graph_module.graph.nodes if n.op == "placeholder"]
-    names = [model.names[n] for n in inputs if model.names[n] in calib]
+def data_faults(
+    model: Model, data: Dataset, calib: Calibration, evaluated: Calibration | None
+) -> Iterator[Fault]:  # fmt: skip
+    """model: as it was loaded. evaluated: statistics of the evaluation data, gathered as those of the calibration."""
+    names = [spec.name for spec in model.inputs if spec.name in calib]
     if evaluated is not None:
         unlike = [f for name in names if (f := _unlike(name, calib[name], evaluated[name])) is not None]
         yield from unlike
         if unlike:
             return
-    fault = _unlike_training(model, calib, names)
+    fault = _unlike_training(model, data, names)
     if fault is not None:
         yield fault
 
@@ -57,31 +67,49 @@ def _unlike(name: str, calibrated: TensorStats, evaluated: TensorStats) -> Fault
     )  # fmt: skip
 
 
-def _unlike_training(model: Model, calib: Calibration, inputs: list[str]) -> Fault | None:
-    """Whether the first layers with a BatchNorm give what they gave in training. Source of the idea: statistics of
-    BatchNorm as a stand-in for the training data, Nagel et al. 2019, section 4.2.1."""
-    for node in model.ops:
-        position = node.args[1] if len(node.args) > 1 else None
-        norm = getattr(position, "meta", {}).get(FOLDED_NORM)
-        name = model.names[node]
-        if not isinstance(norm, FoldedNorm) or name not in calib:
-            continue
-        mean = float(norm.mean.mean())
-        std = math.sqrt(max(float((norm.std.square() + norm.mean.square()).mean()) - mean * mean, 0.0))
-        seen = calib[name]
-        value = distance(seen.mean, seen.std, mean, std)
-        if value < threshold("unlike_training"):
-            return None
-        where = inputs[0] if inputs else name
-        sentence = (
-            f"{norm.name}, folded into {name}, saw outputs with mean {three_digits(mean)} and spread "
-            f"{three_digits(std)} in "
-            f"training; the calibration gives mean {three_digits(seen.mean)} and spread {three_digits(seen.std)}. The "
-            "values "
-            f"that reach {where} were prepared in another way than those the network was trained on."
-        )
-        return Fault(
-            "unlike_training", "error", where, where, value, sentence,
-            advice="Set scale, mean and std of the data to those of training.",
-        )  # fmt: skip
-    return None
+def _unlike_training(model: Model, data: Dataset, inputs: list[str]) -> Fault | None:
+    """Whether the first layer with a BatchNorm gives what it gave in training, channel by channel: the median of their
+    distances. Source of the idea: BatchNorm as a stand-in for the training data, Nagel et al. 2019, section 4.2.1."""
+    node, norm = next(
+        ((n, m) for n in model.ops if len(n.args) > 1 and isinstance(m := _norm(n.args[1]), FoldedNorm)), (None, None)
+    )
+    if node is None or norm is None:
+        return None
+    mean, std = _channels_of(model, data, node)
+    # A channel that BatchNorm has all but switched off says nothing of its input.
+    alive = norm.std > ALIVE * norm.std.max()
+    shifts = ((mean - norm.mean) / norm.std)[alive]
+    ratios = (std / norm.std)[alive].clamp_min(1e-30)
+    each = torch.maximum(shifts.abs(), ratios.log().abs() / math.log(WIDER) / 2)
+    value = float(each.median())
+    if value < threshold("unlike_training"):
+        return None
+    where = inputs[0] if inputs else model.names[node]
+    sentence = (
+        f"{norm.name}, folded into {model.names[node]}, remembers what its channels gave in training. Fed with the "
+        f"calibration data they spread {three_digits(float(ratios.median()))} times as wide, and their means are off "
+        "by "
+        f"{three_digits(float(shifts.abs().median()))} standard deviations (medians of {int(alive.sum())} channels): "
+        "the "
+        f"values that reach {where} were prepared in another way than those the network was trained on."
+    )
+    return Fault(
+        "unlike_training", "error", where, where, value, sentence,
+        advice="Set scale, mean and std of the data to those of training.",
+    )  # fmt: skip
+
+
+def _norm(constant: object) -> FoldedNorm | None:
+    return getattr(constant, "meta", {}).get(FOLDED_NORM)
+
+
+def _channels_of(model: Model, data: Dataset, node: fx.Node) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation of each channel of an op's output over a few calibration samples. [C] each."""
+    part = data.calibration
+    size = model.fixed_batch or min(SAMPLES, len(part))
+    plan = Plan(model.graph_module, Numbering().of(model.graph_module), wanted=[node])
+    _, inputs, _ = part.batch(0, size)
+    plan.run(pad(inputs, size) if len(inputs[0]) < size else inputs, {})
+    axis = -1 if op_type(node) == "linear" else 1
+    rows = plan.value(node).movedim(axis, 0).flatten(1).double()
+    return rows.mean(1), rows.std(1, correction=0)

@@ -10,8 +10,6 @@ from qlab.analysis.fault import Fault, threshold
 from qlab.analysis.propagation import Propagation
 from qlab.metrics import percent, three_digits, write
 
-COARSE_NAMED = 3  # layers; of a network at few bits all are coarse, and the worst say it
-
 
 def error_faults(found: Propagation) -> Iterator[Fault]:
     """What is found in the errors each unit makes by itself."""
@@ -38,11 +36,9 @@ def error_faults(found: Propagation) -> Iterator[Fault]:
                 f"SQNR is {write('sqnr', row.own.sqnr)} there."
             )
             yield Fault("saturated", "warning", row.tensor, row.layer, row.clipped, sentence)
-    coarse = sorted((r for r in found.rows if r.own.sqnr < threshold("coarse_grid")), key=lambda r: r.own.sqnr)
-    for row in coarse[:COARSE_NAMED]:
-        sentence = (
-            f"{row.layer} by itself, with exact inputs, gives its output an SQNR of {write('sqnr', row.own.sqnr)}; "
-            "with the "
-            f"errors of all layers before it {write('sqnr', row.arrived.sqnr)}."
-        )
-        yield Fault("coarse_grid", "warning", row.tensor, row.layer, row.own.sqnr, sentence)
+        if row.own.sqnr < threshold("coarse_grid"):
+            sentence = (
+                f"{row.layer} by itself, with exact inputs, gives its output an SQNR of {write('sqnr', row.own.sqnr)}; "
+                f"with the errors of all layers before it, {write('sqnr', row.arrived.sqnr)}."
+            )
+            yield Fault("coarse_grid", "warning", row.tensor, row.layer, row.own.sqnr, sentence)
