@@ -118,3 +118,13 @@ def test_without_labels_the_gain_is_that_of_agreement() -> None:
     assert best.evaluation.accuracy is None
     assert best.recovered is not None
     assert best.recovered > 0.9
+
+
+def test_mean_and_std_swapped_on_a_trained_resnet(cifar) -> None:
+    model, data, _ = cifar
+    data = data.subset(range(256))
+    right = diagnose(model, data, qlab.presets["x86"])
+    assert all(fault.severity == "note" for fault in right.faults)
+    wrong = diagnose(model, replace(data, mean=data.std, std=data.mean), qlab.presets["x86"]).first
+    assert wrong is not None
+    assert (wrong.kind, wrong.tensor) == ("unlike_training", model.inputs[0].name)
