@@ -296,5 +296,5 @@ def channel_shift_figure(row: TensorError, dark: bool) -> go.Figure:
     made.update_xaxes(title_text=f"channel ({count:,})", range=[-0.7, count - 0.3], showgrid=False, zeroline=False)
     if count <= 24:
         made.update_xaxes(tickvals=at)
-    made.update_yaxes(title_text="mean shift (σ)", zeroline=True, nticks=6)
+    made.update_yaxes(title_text="mean shift (σ)", zeroline=True, nticks=6, exponentformat="none")
     return made
