@@ -19,6 +19,7 @@ KINDS = {
     "latency": "Timing",
     "export": "Writing the files of",
     "runtime": "Running on integers:",
+    "sensitivity": "Ranking the layers of",
     "diagnose": "Looking for what is wrong with",
     "advice": "Trying remedies for",
     "stability": "Drawing calibrations of",
