@@ -43,7 +43,8 @@ class Attempts:
 class Analysis(Generic[T]):
     """One kind of job. name: of what is kept; version: raise it when the same request would give something else.
 
-    result: the type of what is found. compute: does it. plan: its stages, from the number of evaluation batches.
+    result: the type of what is found. compute: does it. plan: its stages, from the number of evaluation batches. draws:
+    whether it depends on the seed.
     """
 
     name: str
@@ -51,12 +52,13 @@ class Analysis(Generic[T]):
     result: type[T]
     compute: Callable[[Work, stages.Loaded, Experiment, Calibration | None], T]
     plan: Callable[[int], Sequence[Stage]]
+    draws: bool = False
 
     def find(
-        self, store: Store, model: Model, data: Dataset, mapping: QConfigMapping, *, batch_size: int = 64
+        self, store: Store, model: Model, data: Dataset, mapping: QConfigMapping, *, batch_size: int = 64, seed: int = 0
     ) -> T | None:
         """What a job found for this request, or None; computes nothing. data: split as it calibrates."""
-        found = store.find_derived_json(self.name, self._key(model, data, mapping, batch_size))
+        found = store.find_derived_json(self.name, self._key(model, data, mapping, batch_size, seed))
         return None if found is None else from_json(self.result, found)
 
     def task(self, work: Work, spec: Mapping[str, Any]) -> Outcome:
@@ -64,7 +66,7 @@ class Analysis(Generic[T]):
         experiment = Experiment.from_dict(spec["experiment"])
         mapping = experiment.resolved_mapping
         loaded = stages.load(work, experiment, ranges=True, reference=False, then=self.plan)
-        key = self._key(loaded.model, loaded.data, mapping, experiment.batch_size)
+        key = self._key(loaded.model, loaded.data, mapping, experiment.batch_size, experiment.seed)
         artifact = work.store.find_derived(self.name, key)
         if artifact is None:
             calib = self._calibration(work, loaded, experiment)
@@ -84,10 +86,10 @@ class Analysis(Generic[T]):
                 raise
             return None
 
-    def _key(self, model: Model, data: Dataset, mapping: QConfigMapping, batch_size: int) -> str:
+    def _key(self, model: Model, data: Dataset, mapping: QConfigMapping, batch_size: int, seed: int) -> str:
         return stages.key_of(
             self.name, self.version, stages.evaluation_key(model, data, batch_size),
-            json.dumps(mapping.to_dict(), sort_keys=True),
+            json.dumps(mapping.to_dict(), sort_keys=True), *([seed] if self.draws else []),
         )  # fmt: skip
 
 
@@ -157,6 +159,6 @@ def _drawing(batches: int) -> list[Stage]:
 
 DIAGNOSIS: Analysis[Diagnosis] = Analysis("diagnosis", 1, Diagnosis, _diagnose, _diagnosing)
 ADVICE: Analysis[Attempts] = Analysis("advice", 1, Attempts, _try, _trying)
-STABILITY: Analysis[Stability] = Analysis("stability", 1, Stability, _stability, _drawing)
+STABILITY: Analysis[Stability] = Analysis("stability", 1, Stability, _stability, _drawing, draws=True)
 
 diagnose_task, advice_task, stability_task = DIAGNOSIS.task, ADVICE.task, STABILITY.task

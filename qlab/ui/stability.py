@@ -59,7 +59,7 @@ def known(model: Model) -> Stability | None:
     from qlab.lab.analyses import STABILITY
 
     data, chosen = cache.dataset(state.data_ref()), state.options()
-    return STABILITY.find(cache.store(), model, data, state.mapping(), batch_size=chosen.batch_size)
+    return STABILITY.find(cache.store(), model, data, state.mapping(), batch_size=chosen.batch_size, seed=chosen.seed)
 
 
 def depends(model: Model) -> bool:

@@ -65,6 +65,7 @@ def test_stability_is_kept():
     assert found.draws == expected.draws
     assert [s.tensor for s in found.spreads] == [s.tensor for s in expected.spreads]
     assert found.enough is not None
+    assert analyses.STABILITY.find(store, model, data, qlab.presets["x86"], seed=1) is None  # other draws
     store.close()
 
 
