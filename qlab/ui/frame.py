@@ -58,9 +58,10 @@ def run(pages: dict[str, list[st.Page]]) -> None:
         with errors.box():
             places = _choices()
         for section, entries in pages.items():
-            st.caption(section)
-            for entry in entries:
-                st.page_link(entry, width="stretch")
+            with st.container(gap="xsmall"):
+                st.caption(section)
+                for entry in entries:
+                    st.page_link(entry, width="stretch")
         running = st.container()
     with errors.box():
         page.run()
