@@ -66,9 +66,9 @@ def diagnose(
     found: list[Fault] = []
     tell(COMPARE_DATA, 0, 1)
     evaluated = None
-    if data.has_split:
-        part = data.evaluation
-        part = part.subset(range(min(COMPARED_SAMPLES, len(part))))
+    samples = min(COMPARED_SAMPLES, len(data.evaluation))
+    if data.has_split and samples >= (model.fixed_batch or 1):
+        part = data.evaluation.subset(range(samples))
         try:
             evaluated = calibrate(network, part, batch_size)
         except NonFinite as error:
