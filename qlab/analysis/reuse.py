@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from qlab.analysis.quick import Quick
 from qlab.graph.integer_sums import ProductScale
 
 Values = dict[int, Any]
@@ -97,12 +98,12 @@ class Plan:
 
     taken: the known numbers it reads. gives: tells what the network computes; equal for plans with equal outputs.
     wanted: nodes to give; None: the output of the network. numbering: who numbered; what depends on constants alone is
-    then computed once for all its plans.
+    then computed once for all its plans. quick: see `analysis.quick`; nothing on the way can be kept then.
     """
 
     def __init__(
         self, gm: fx.GraphModule, numbers: Mapping[fx.Node, int], known: Collection[int] = (),
-        wanted: Iterable[fx.Node] | None = None, numbering: Numbering | None = None,
+        wanted: Iterable[fx.Node] | None = None, numbering: Numbering | None = None, *, quick: bool = False,
     ):  # fmt: skip
         self.gm, self.numbers = gm, numbers
         self.output = gm.graph.output_node()
@@ -133,6 +134,7 @@ class Plan:
             if node not in kept:
                 finished.setdefault(reader, []).append(node)
         self.steps = [Step(n, numbers[n], tuple(finished.get(n, ()))) for n in order]
+        self._quick = Quick(gm, order, kept) if quick else None
         self._held: Values = {} if numbering is None else numbering.held
         self._constant = lasting(gm, numbers) & numbering.constant if numbering is not None else frozenset()
 
@@ -176,7 +178,7 @@ class Plan:
 
     def result(self) -> Any:
         """The output of the network in the last run."""
-        return fx.node.map_arg(self.output.args[0], lambda n: self._at[n])
+        return fx.node.map_arg(self.output.args[0], lambda n: self._given(self.output, n, self._at))
 
     def value(self, node: fx.Node) -> Any:
         """What a node that was asked for gave in the last run."""
@@ -185,10 +187,17 @@ class Plan:
     def _call(self, node: fx.Node, at: Mapping[fx.Node, Any]) -> Any:
         if node.op == "get_attr":
             return getattr(self.gm, str(node.target))
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: at[n])
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: self._given(node, n, at))
+        if self._quick is not None and args:
+            done, value = self._quick.call(node, args[0])
+            if done:
+                return value
         if node.op == "call_module":
             return self.gm.get_submodule(str(node.target))(*args, **kwargs)
         return node.target(*args, **kwargs)  # type: ignore[operator]
+
+    def _given(self, node: fx.Node, source: fx.Node, at: Mapping[fx.Node, Any]) -> Any:
+        return at[source] if self._quick is None else self._quick.given(node, source, at[source])
 
 
 def _bytes(value: Any) -> int:

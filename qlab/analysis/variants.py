@@ -78,7 +78,7 @@ class Bench:
     def variant(self, mapping: QConfigMapping) -> Variant:
         """The variant that this config is."""
         network = self._convert(mapping)
-        plan = self._plan(network, self._known)
+        plan = self._plan(network, self._known, quick=True)
         plan, score = self._scores.setdefault(plan.gives, (plan, Score()))
         return Variant(network, plan, score)
 
@@ -93,10 +93,12 @@ class Bench:
             source.model = corrected
         return convert_from(source, corrected, mapping, infinite, self.given.content_hash, network)
 
-    def _plan(self, network: Model | QuantizedModel, known: frozenset[int] = frozenset()) -> Plan:
+    def _plan(
+        self, network: Model | QuantizedModel, known: frozenset[int] = frozenset(), *, quick: bool = False
+    ) -> Plan:
         gm = network.graph_module
         numbers = self._numbering.of(gm)
-        return Plan(gm, numbers, known & lasting(gm, numbers), numbering=self._numbering)
+        return Plan(gm, numbers, known & lasting(gm, numbers), numbering=self._numbering, quick=quick)
 
     def samples(self, at_least: int) -> int:
         """Samples of whole batches that are at least so many, or all there are."""

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import qlab
+from qlab.analysis.quick import Split
 from qlab.analysis.reuse import Numbering, Plan, lasting
 from qlab.graph.integer_sums import ProductScale
 from tests.networks import Twice
@@ -186,3 +187,85 @@ def test_sizes_are_bytes_of_what_each_step_gives(quantized) -> None:
     sizes = plan.sizes(inputs)
     assert sizes.keys() == values.keys()
     assert all(sizes[n] == v.numel() * v.element_size() for n, v in values.items() if isinstance(v, torch.Tensor))
+
+
+# --- the quick way ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("preset", ["x86", "w4a8", "arm", "dynamic", "onnxruntime"])
+@pytest.mark.parametrize("name", ["residual_digits", "depthwise_digits", "transformer_text", "outlier_mlp"])
+def test_the_quick_way_gives_the_same_bits(name, preset) -> None:
+    model, data = qlab.load_model(name), qlab.load_dataset(name)
+    qmodel = qlab.convert(model, qlab.presets[preset], qlab.calibrate(model, data.subset(slice(0, 64))))
+    inputs = data.evaluation.batch(0, 33)[1]
+    numbering = Numbering()
+    numbers = numbering.of(qmodel.graph_module)
+    plan = Plan(qmodel.graph_module, numbers, numbering=numbering, quick=True)
+    for _ in range(2):
+        plan.run(inputs, {})
+        assert torch.equal(plan.result(), qmodel(*inputs))
+        assert plan.result().is_contiguous() == qmodel(*inputs).is_contiguous()
+
+
+def test_the_quick_way_leaves_codes_as_codes_and_moves_channels(quantized) -> None:
+    _, inputs, qmodel = quantized
+    gm = qmodel.graph_module
+    numbers = Numbering().of(gm)
+    plan = Plan(gm, numbers, quick=True)
+    seen = {}
+    plan._run(inputs, {}, lambda step, value: seen.update({step.node: value}))
+    convolutions = [n for n in gm.graph.nodes if "conv2d" in str(n.target)]
+    assert len(convolutions) > 5
+    moved = [seen[n].is_contiguous(memory_format=torch.channels_last) for n in convolutions]
+    assert all(moved[1:])  # with one channel, as the first one reads, there is no order to change
+    splits = [value for value in seen.values() if isinstance(value, Split)]
+    assert {value.values is None for value in splits} == {True, False}  # read as codes alone, and by an add as well
+    values = Plan(gm, numbers).run(inputs, {}, set(numbers.values()))
+    for node, value in seen.items():
+        if isinstance(value, Split):
+            assert value.values is None or torch.equal(value.values, values[numbers[node]])
+            assert torch.equal(value.codes, values[numbers[next(u for u in node.users if "xc" in u.name)]])
+
+
+def test_from_values_of_the_base_the_quick_way_is_the_same(quantized) -> None:
+    _, inputs, qmodel = quantized
+    gm = qmodel.graph_module
+    numbering = Numbering()
+    numbers = numbering.of(gm)
+    everything = Plan(gm, numbers).run(inputs, {}, lasting(gm, numbers))
+    copies = {n: v.clone() for n, v in everything.items() if isinstance(v, torch.Tensor)}
+    expected = qmodel(*inputs)
+    for number in sorted(copies):
+        plan = Plan(gm, numbers, {number}, numbering=numbering, quick=True)
+        plan.run(inputs, everything)
+        assert torch.equal(plan.result(), expected)
+    assert all(torch.equal(everything[n], v) for n, v in copies.items())
+
+
+class Wide(nn.Module):
+    """Sums of products that may leave what float32 holds exactly."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, 4, 3)
+
+    def forward(self, x):
+        return self.conv(x).mean((2, 3))
+
+
+@pytest.mark.parametrize(("channels", "moved"), [(4, True), (160, False)])
+def test_sums_that_could_be_rounded_stay_in_their_order(channels, moved) -> None:
+    torch.manual_seed(0)
+    module = Wide(channels).eval()
+    with torch.no_grad():
+        module.conv.weight.fill_(0.01)  # every code is 127: 160 * 9 * 127 * 128 > 2**24
+    x = torch.randn(8, channels, 6, 6)
+    model = qlab.load_model(module, x)
+    calib = qlab.calibrate(model, qlab.load_dataset(x.numpy()))
+    gm = qlab.convert(model, qlab.presets["arm"], calib).graph_module
+    plan = Plan(gm, Numbering().of(gm), quick=True)
+    seen = {}
+    plan._run((x,), {}, lambda step, value: seen.update({step.node.name: value}))
+    (conv,) = [value for name, value in seen.items() if "conv2d" in name]
+    assert conv.is_contiguous(memory_format=torch.channels_last) == moved
+    assert torch.equal(plan.result(), gm(x))
