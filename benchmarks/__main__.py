@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 import qlab
-from benchmarks import diagnosis, integer, peers, sweeps
+from benchmarks import diagnosis, integer, layers, peers, sweeps
 from benchmarks.case import Case, Row, load_case, ratio, seconds
 from qlab.config import QuantSpec
 
@@ -242,6 +242,7 @@ MEASURES: dict[str, Callable[[Case], Iterator[Row]]] = {
     "accuracy": accuracy,
     **integer.MEASURES,
     **sweeps.MEASURES,
+    **layers.MEASURES,
     **diagnosis.MEASURES,
 }
 
