@@ -217,9 +217,7 @@ class _Sum(nn.Module):
         added = x.detach().sum(0).double()
         known = self.totals.get(self.name)
         if known is not None and known.shape != added.shape:
-            raise DataMismatch(
-                f"{self.name} has another shape in every batch: there is no mean to correct biases by."
-            )
+            raise DataMismatch(f"{self.name} has another shape in every batch: there is no mean to correct biases by.")
         self.totals[self.name] = added if known is None else known + added
 
 
