@@ -192,7 +192,7 @@ def test_sizes_are_bytes_of_what_each_step_gives(quantized) -> None:
 # --- the quick way ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("preset", ["x86", "w4a8", "arm", "dynamic", "onnxruntime"])
+@pytest.mark.parametrize("preset", ["x86", "w4a8", "tensorrt", "dynamic", "onnxruntime"])
 @pytest.mark.parametrize("name", ["residual_digits", "depthwise_digits", "transformer_text", "outlier_mlp"])
 def test_the_quick_way_gives_the_same_bits(name, preset) -> None:
     model, data = qlab.load_model(name), qlab.load_dataset(name)

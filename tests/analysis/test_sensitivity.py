@@ -266,6 +266,30 @@ def test_equal_configs_are_run_once(residual) -> None:
         assert found.row(layer).measured == found.row(layer, "weight").measured
 
 
+@pytest.mark.parametrize("mode", ["only", "all_but"])
+def test_the_guiltiest_comes_first(residual, mode) -> None:
+    model, data, calib = residual
+    found = sensitivity(model, few(data), LOW, calib, mode)
+    ranked = [row.sqnr for row in found.ranked()]
+    # alone it ruins the output most; spared it mends it most
+    assert ranked == sorted(ranked, reverse=mode == "all_but")
+    assert ranked[0] != ranked[-1]
+
+
+def test_what_is_measured_later_leaves_the_base_as_it_is(residual) -> None:
+    model, data, calib = residual
+    bench = variants.Bench(model, few(data), LOW, calib, "quantized", 64)
+    one, other = (bench.variant(all_but(LOW, layer, "conv2d")) for layer in ("conv1", "layer1.0.conv1"))
+    bench.measure([one], SAMPLES)
+    base, first = bench.of_base.measured(), bench.of_float.measured()
+    bench.measure([other], SAMPLES)
+    assert (bench.of_base.measured(), bench.of_float.measured()) == (base, first)
+    assert base.n == SAMPLES
+    for variant, layer in ((one, "conv1"), (other, "layer1.0.conv1")):
+        expected = sensitivity(model, few(data), LOW, calib, "all_but").row(layer)
+        assert (variant.measured, variant.paired) == (expected.measured, expected.against_base)
+
+
 def spearman(a, b):
     ranks = [np.argsort(np.argsort(x)).astype(float) for x in (a, b)]
     return float(np.corrcoef(*ranks)[0, 1])
