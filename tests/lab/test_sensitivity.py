@@ -19,6 +19,7 @@ from qlab.lab.tasks import describe_sensitivity
 from qlab.preset import presets
 from tests.jobs_here import carry
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 MODEL = "conv_digits"
 LOW = QConfigMapping(QConfig(QuantSpec(4, "per_tensor_symmetric"), QuantSpec(5)))
 

@@ -26,7 +26,7 @@ QUESTIONS = {
 
 
 @pytest.fixture(scope="module", autouse=True)
-def known(prepared_home):
+def known(prepared_home, one_thread):
     """What the jobs store stands in the store from here on."""
     store = Store(prepared_home)
     model, data, found = qlab.load_model(MODEL), qlab.load_dataset(MODEL), {}
