@@ -116,7 +116,7 @@ def test_nan_inside_the_network_names_tensor_and_batch(images):
     model = qlab.load_model(Log().eval(), torch.rand(2, 3, 4, 4))
     quiet = np.abs(images)
     quiet[33, 1] = -5.0
-    with pytest.raises(NonFinite, match=r"log.*batch 32"):
+    with pytest.raises(NonFinite, match=r"log.*sample 32"):
         qlab.calibrate(model, qlab.load_dataset(quiet), batch_size=16)
 
 
