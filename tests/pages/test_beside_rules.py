@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -133,6 +134,14 @@ def test_an_edit_reaches_the_config_and_one_that_cannot_be_says_why() -> None:
 
 
 # --- the pages behind the network -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def prepared_home(prepared_home, tmp_path_factory):
+    """One of this module's own: its runs are no business of other tests."""
+    own = tmp_path_factory.mktemp("beside") / "home"
+    shutil.copytree(prepared_home, own)
+    return own
 
 
 @pytest.fixture(scope="module", autouse=True)
