@@ -46,7 +46,10 @@ def running(runner: JobRunner, kind: str, **arguments: object) -> Run:
 
 
 def gone(pid: int | None) -> bool:
-    return not psutil.pid_exists(pid or 0) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    try:
+        return psutil.Process(pid or 0).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def test_progress_is_seen_and_the_result_stored(runner: JobRunner) -> None:
