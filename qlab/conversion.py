@@ -191,16 +191,16 @@ def convert(model: Model, mapping: QConfigMapping, calib: Calibration | None = N
             else "this calibration is not of the equalised network: calibrate(model, data, mapping=mapping) makes one."
         )
     infinite = {k: n for k, n in calib.infinite.items() if n} if calib is not None else {}
-    source = _FromCalibration(network, calib, mapping)
+    source = FromCalibration(network, calib, mapping)
     if not mapping.correct_bias:
         return convert_from(source, network, mapping, infinite, model.content_hash, network)
-    corrected = with_biases(network, _bias_shifts(source, network, mapping, infinite))
+    corrected = with_biases(network, bias_shifts(source, network, mapping, infinite))
     source.model = corrected
     return convert_from(source, corrected, mapping, infinite, model.content_hash, network)
 
 
-def _bias_shifts(
-    source: _FromCalibration, network: Model, mapping: QConfigMapping, infinite: Mapping[str, int]
+def bias_shifts(
+    source: FromCalibration, network: Model, mapping: QConfigMapping, infinite: Mapping[str, int]
 ) -> dict[str, Tensor]:
     """Layer -> what to add to its bias [C] so that rounding its weights leaves the mean of each channel as it was.
 
@@ -253,7 +253,7 @@ def convert_from(
     return _Converter(model, mapping, place(model, mapping, infinite), source).run(infinite, float_hash, reference)
 
 
-class _FromCalibration:
+class FromCalibration:
     """Weights by their values, activations by their statistics; ranges that were set by hand come first."""
 
     def __init__(self, model: Model, calib: Calibration | None, mapping: QConfigMapping):

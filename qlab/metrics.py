@@ -89,6 +89,14 @@ def three_digits(value: float) -> str:
     return f"{value:.2e}"
 
 
+def cosine(value: float) -> str:
+    """As many digits as tell it from 1."""
+    apart = 1 - value
+    if abs(apart) < 5e-8:
+        return "1"
+    return f"{value:.{min(7, max(3, 1 - math.floor(math.log10(abs(apart)))))}f}"
+
+
 def whole(value: float) -> str:
     return f"{round(value):,}"
 
@@ -185,6 +193,19 @@ METRICS: dict[str, Metric] = {
             "up",
             lambda v: f"{v:.1f} dB",
             "Signal over quantization noise; 6 dB more is half the error, which is what one more bit gives.",
+        ),
+        Metric("cosine", "Cosine", "", "up", cosine, "Of the angle between float and quantized; 1 is best."),
+        Metric("largest_error", "Largest error", "", "down", three_digits, "Of one value, in the tensor's own unit."),
+        Metric(
+            "mean_shift",
+            "Mean shift",
+            "σ",
+            "down",
+            lambda v: f"{three_digits(v)} σ",
+            "Mean error of the worst channel over the standard deviation of the float values.",
+        ),
+        Metric(
+            "loss", "Loss", "nats", "down", lambda v: f"{three_digits(v)} nats", "Mean cross-entropy of the labels."
         ),
         Metric("clipped", "Clipped", "%", "down", percent, "Share of the values that lie outside the range."),
         Metric(

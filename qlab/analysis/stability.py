@@ -28,6 +28,7 @@ FEWEST, MOST = 16, 128  # chunks
 RESAMPLES = 6
 EVALUATED = 512
 LEVEL = 0.05  # of all tests of one size together
+STEADY = 0.99  # agreement from which a draw without labels counts as steady
 GATHER, DRAW = "gather statistics", "draw calibrations"
 
 
@@ -85,15 +86,16 @@ class Stability:
     def at(self, samples: int) -> list[Draw]:
         return [draw for draw in self.draws if draw.samples == samples]
 
+    def worse(self, draw: Draw) -> bool:
+        """Whether this draw is worse than the whole calibration: beyond chance, counted over the draws of its size;
+        without labels, whether it names the same class on less than 99 % of the samples."""
+        if draw.p is None:
+            return not self.labelled and draw.agreement < STEADY
+        return draw.p < LEVEL / len(self.at(draw.samples)) and draw.figure < self.whole
+
     def steady(self, samples: int) -> bool:
-        """Whether no draw of this size is worse than the whole calibration beyond chance; without labels, whether all
-        of them name the same class on 99 % of the samples."""
-        draws = self.at(samples)
-        if not self.labelled:
-            return min(draw.agreement for draw in draws) >= 0.99
-        return not any(
-            draw.p is not None and draw.p < LEVEL / len(draws) and draw.figure < self.whole for draw in draws
-        )
+        """Whether no draw of this size is worse."""
+        return not any(self.worse(draw) for draw in self.at(samples))
 
     @property
     def enough(self) -> int | None:

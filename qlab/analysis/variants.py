@@ -12,7 +12,7 @@ from qlab.analysis.measured import Held, Measured, Paired, Score
 from qlab.analysis.reuse import Numbering, Plan, Values, lasting
 from qlab.calibration import Calibration, Progress
 from qlab.config import QConfigMapping
-from qlab.conversion import QuantizedModel, _bias_shifts, _FromCalibration, convert, convert_from
+from qlab.conversion import FromCalibration, QuantizedModel, bias_shifts, convert, convert_from
 from qlab.data import Dataset
 from qlab.errors import DataMismatch
 from qlab.evaluation import first_tensor
@@ -89,7 +89,7 @@ class Bench:
         source = _SharedWeights(network, self.calib, mapping, self._weights)
         corrected = network
         if mapping.correct_bias:
-            corrected = with_biases(network, _bias_shifts(source, network, mapping, infinite))
+            corrected = with_biases(network, bias_shifts(source, network, mapping, infinite))
             source.model = corrected
         return convert_from(source, corrected, mapping, infinite, self.given.content_hash, network)
 
@@ -178,7 +178,7 @@ class Bench:
             tell(stage, self.done, self.total)
 
 
-class _SharedWeights(_FromCalibration):
+class _SharedWeights(FromCalibration):
     """made: what was put on its grid before, and is from now on, by constant, spec, axis and range set by hand."""
 
     def __init__(

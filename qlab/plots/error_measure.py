@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from qlab.metrics import Metric, metric, three_digits
+from qlab.metrics import Metric, metric
 
 if TYPE_CHECKING:
     from qlab.analysis.propagation import Errors, Propagation, TensorError
@@ -31,32 +30,12 @@ class Measure:
         return self.figure.format(self.of(errors))
 
 
-def cosine_text(value: float) -> str:
-    """As many digits as tell it from 1."""
-    apart = 1 - value
-    if abs(apart) < 5e-8:
-        return "1"
-    return f"{value:.{min(7, max(3, 1 - math.floor(math.log10(abs(apart)))))}f}"
-
-
 MEASURES = {
     "sqnr": Measure(metric("sqnr"), lambda e: e.sqnr, True),
-    "cosine": Measure(
-        Metric("cosine", "Cosine", "", "up", cosine_text, "Of the angle between float and quantized; 1 is best."),
-        lambda e: e.cosine, True,
-    ),
-    "largest": Measure(
-        Metric("largest_error", "Largest error", "", "down", three_digits, "Of one value, in the tensor's own unit."),
-        lambda e: e.largest, False,
-    ),
-    "shift": Measure(
-        Metric(
-            "mean_shift", "Mean shift", "σ", "down", lambda v: f"{three_digits(v)} σ",
-            "Mean error of the worst channel over the standard deviation of the float values.",
-        ),
-        lambda e: e.largest_shift, False,
-    ),
-}  # fmt: skip
+    "cosine": Measure(metric("cosine"), lambda e: e.cosine, True),
+    "largest": Measure(metric("largest_error"), lambda e: e.largest, False),
+    "shift": Measure(metric("mean_shift"), lambda e: e.largest_shift, False),
+}
 
 
 def names_of(found: Propagation) -> dict[str, str]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import plotly.graph_objects as go
 
-from qlab.metrics import MINUS, Metric, metric, three_digits
+from qlab.metrics import MINUS, Metric, metric
 from qlab.plots.layers import shorten
 from qlab.plots.theme import Palette, empty, figure, name_rows, palette
 
@@ -22,14 +22,11 @@ Number = float  # inside Palette and beside it `float` also names a colour
 MOST = 40
 ROW = 26  # pixels of a layer
 PART_WORDS: dict[Part, str] = {"both": "whole layer", "weight": "weights", "activation": "activations"}
-LOSS = Metric("loss", "Loss", "nats", "down", lambda v: f"{three_digits(v)} nats", "Mean cross-entropy of the labels.")
 BASE_WORDS = {"only": "float", "all_but": "all quantized"}
 
 
 def metric_of(found: Sensitivity, measure: Measure) -> Metric:
     """How this measure is written; without labels agreement with float stands for accuracy."""
-    if measure == "loss":
-        return LOSS
     return metric("agreement" if measure == "accuracy" and found.base.accuracy is None else measure)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
-from qlab.analysis.stability import LEVEL
+from qlab.analysis.stability import STEADY
 from qlab.evaluation import wilson_interval
 from qlab.metrics import metric, percent, three_digits
 from qlab.plots.layers import shorten
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 APART = 0.2  # decades over which the draws of one size are spread, so that equal ones lie side by side
 MOST_BARS = 20
-STEADY = 0.99  # agreement from which a draw without labels counts as steady
 FULL = {"marker": {"opacity": 1}}  # plotly would fade what was not clicked
 
 
@@ -56,7 +55,7 @@ def draws_figure(found: Stability, dark: bool) -> go.Figure:
         (False, "a drawn calibration", "quantized", "circle"),
         (True, "worse beyond chance" if found.labelled else "names other classes", "error", "diamond"),
     ):
-        marks = [(at, draw) for at, draw in _placed(found) if worse_than_whole(found, draw) == worse]
+        marks = [(at, draw) for at, draw in _placed(found) if found.worse(draw) == worse]
         if marks:
             made.add_scatter(
                 x=[at for at, _ in marks], y=[100 * draw.figure for _, draw in marks], mode="markers", name=label,
@@ -73,13 +72,6 @@ def draws_figure(found: Stability, dark: bool) -> go.Figure:
     )  # fmt: skip
     made.update_layout(margin={"t": 34, "b": 8, "l": 8, "r": 12})
     return made
-
-
-def worse_than_whole(found: Stability, draw: Draw) -> bool:
-    """Whether this draw is one of those that make its size unsteady."""
-    if draw.p is None:
-        return not found.labelled and draw.agreement < STEADY
-    return draw.p < LEVEL / len(found.at(draw.samples)) and draw.figure < found.whole
 
 
 def _placed(found: Stability) -> list[tuple[float, Draw]]:

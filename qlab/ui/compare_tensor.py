@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 import streamlit as st
 
 from qlab.config import QuantSpec
-from qlab.ui import cache, compare, distributions, errors, results, tensors, trial, widgets
+from qlab.ui import cache, compare, converted, distributions, errors, results, tensors, trial, widgets
 from qlab.ui.compare import Compared
 
 if TYPE_CHECKING:
-    from qlab.calibration import Calibration
     from qlab.graph.capture import Model
     from qlab.lab.store import Run
     from qlab.plots.overlay import Side
@@ -141,11 +140,4 @@ def _tensor(entry: Entry, seen: View) -> Tensor:
     if entry.role == "weight":
         assert seen.network is not None
         return trial.tensors(seen.network).weights[entry.tensor]
-    return _calibration(seen.source)[entry.tensor]
-
-
-@st.cache_resource(max_entries=8, show_spinner="Reading the calibration")
-def _calibration(digest: str) -> Calibration:
-    from qlab.calibration import Calibration
-
-    return Calibration.load(cache.store().artifact(digest).path)
+    return converted.calibration(seen.source)[entry.tensor]

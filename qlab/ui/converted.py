@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING
 
 import streamlit as st
 
+from qlab.ui import cache
+
 if TYPE_CHECKING:
+    from qlab.calibration import Calibration
     from qlab.config import QConfigMapping
     from qlab.conversion import QuantizedModel
     from qlab.graph.capture import Model
@@ -26,7 +29,14 @@ def under(model: Model, mapping: QConfigMapping, calibration: Artifact | None) -
 
 @st.cache_resource(max_entries=8, show_spinner="Quantizing")
 def _convert(key: Key, _model: Model, _mapping: QConfigMapping, _calibration: Artifact | None) -> QuantizedModel:
-    from qlab.calibration import Calibration
     from qlab.conversion import convert
 
-    return convert(_model, _mapping, None if _calibration is None else Calibration.load(_calibration.path))
+    return convert(_model, _mapping, None if _calibration is None else calibration(_calibration.hash))
+
+
+@st.cache_resource(max_entries=8, show_spinner="Reading the calibration")
+def calibration(digest: str) -> Calibration:
+    """A stored one. Shared: do not change it."""
+    from qlab.calibration import Calibration
+
+    return Calibration.load(cache.store().artifact(digest).path)

@@ -5,7 +5,6 @@ All of it comes from the one calibration, so a change of a setting is answered w
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -18,13 +17,14 @@ import streamlit as st
 from qlab.config import QConfigMapping
 from qlab.metrics import metric, write
 from qlab.plots.layers import sqnr_bars
-from qlab.ui import choose, errors, prepared, state, widgets
+from qlab.ui import cache, choose, converted, errors, prepared, state, widgets
 
 if TYPE_CHECKING:
     from qlab.calibration import Calibration
     from qlab.conversion import QuantizedModel, SizeReport
     from qlab.graph.capture import Model
     from qlab.graph.placement import LedgerRow
+    from qlab.lab.run import Prepared
     from qlab.lab.store import Run
 
 WORST = 10
@@ -40,11 +40,8 @@ class Estimate:
     unmatched: tuple[str, ...]
 
 
-def estimate(model: Model, mapping: QConfigMapping, calib: Calibration) -> Estimate:
-    """What `mapping` does to the model, from the calibration alone. Raises what `convert` raises."""
-    from qlab.conversion import convert
-
-    qmodel = convert(model, mapping, calib)
+def estimate(qmodel: QuantizedModel, calib: Calibration) -> Estimate:
+    """What a config does to a model, from the calibration it was converted with alone."""
     return Estimate(qmodel.size, qmodel.ledger, _own_noise(qmodel, calib), qmodel.unmatched)
 
 
@@ -76,14 +73,15 @@ def _own_noise(qmodel: QuantizedModel, calib: Calibration) -> dict[str, float]:
 
 
 @st.cache_resource(max_entries=128, show_spinner="Working out what this configuration gives")
-def cached(_model: Model, _calib: Calibration, _mapping: QConfigMapping, key: tuple[str, ...]) -> Estimate:
-    return estimate(_model, _mapping, _calib)
+def _cached(key: converted.Key, _qmodel: QuantizedModel, _calib: Calibration) -> Estimate:
+    return estimate(_qmodel, _calib)
 
 
-def of(model: Model, calib: Calibration, calibration_key: str, mapping: QConfigMapping) -> Estimate:
-    """The estimate, worked out once for each model, calibration and config. Shared: do not change it."""
-    key = (model.content_hash, calibration_key, json.dumps(mapping.to_dict(), sort_keys=True))
-    return cached(model, calib, mapping, key)
+def of(model: Model, mapping: QConfigMapping, ready: Prepared) -> Estimate:
+    """The estimate, worked out once for each model, calibration and config. Shared: do not change it. Raises what
+    `convert` raises."""
+    qmodel, key = converted.under(model, mapping, cache.store().artifact(ready.calibration_artifact))
+    return _cached(key, qmodel, ready.calibration)
 
 
 def expected_seconds(runs: Sequence[Run], model_hash: str, data_hash: str | None) -> tuple[float, int] | None:
@@ -109,7 +107,7 @@ def panel(model: Model | None) -> None:
         return
     found = prepared.require(key="exp")
     if found is not None:
-        draw(of(model, found.calibration, found.calibration_artifact, state.mapping()))
+        draw(of(model, state.mapping(), found))
 
 
 def draw(found: Estimate) -> None:

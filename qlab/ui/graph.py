@@ -234,7 +234,7 @@ def noise(known: Found) -> Noise | None:
     ready = prepared.require(key="graph_noise")
     if ready is None:
         return None
-    guess = estimate.of(known.model, ready.calibration, ready.calibration_artifact, state.mapping())
+    guess = estimate.of(known.model, state.mapping(), ready)
     return Noise(_of_ops(known, guess.sqnr), "estimated from the calibration: what each op adds itself")
 
 

@@ -25,6 +25,10 @@ KINDS = {
     "runtime": "runtime report",
     "export": "export",
     "latency": "latency",
+    "diagnose": "findings",
+    "advice": "remedies tried",
+    "sensitivity": "sensitivity",
+    "stability": "stability",
 }
 
 

@@ -335,8 +335,9 @@ def warnings(result: Result) -> list[str]:
 
 
 def _may_surprise(row: Mapping[str, Any]) -> bool:
-    """A layer with a weight that stayed float, and no rule says that it should."""
+    """A layer with a weight that stayed float, and no rule says that it should. Runs from before
+    ledgers had causes are not judged."""
     from qlab.graph.optypes import OP_TYPES
 
     weighted = OP_TYPES[row["op"]].role in ("weighted", "lookup", "recurrent")
-    return weighted and not row["quantized"] and not row["reason"].startswith(("excluded by", "no rule names it"))
+    return weighted and not row["quantized"] and row.get("cause") not in ("excluded", "default_float", None)

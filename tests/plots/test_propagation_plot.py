@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from qlab.analysis.propagation import Errors, Overlay, Propagation, TensorError
-from qlab.plots.error_measure import MEASURES, cosine_text, names_of
+from qlab.metrics import write
+from qlab.plots.error_measure import MEASURES, names_of
 from qlab.plots.propagation import MOST_NAMES, channel_shift_figure, overlay_figure, propagation_figure
 from qlab.plots.theme import palette
 
@@ -153,7 +154,7 @@ def test_the_shift_of_each_channel_and_none_without_channels():
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(1.0, "1"), (0.5, "0.500"), (0.99996, "0.999960"), (-0.2, "-0.200"), (1 - 1e-9, "1")]
+    ("value", "text"), [(1.0, "1"), (0.5, "0.500"), (0.99996, "0.999960"), (-0.2, "−0.200"), (1 - 1e-9, "1")]
 )
 def test_a_cosine_is_told_from_one(value, text):
-    assert cosine_text(value) == text
+    assert write("cosine", value) == text

@@ -9,8 +9,9 @@ from qlab.analysis.keep import Kept
 from qlab.analysis.measured import Measured, Paired
 from qlab.analysis.sensitivity import Sensitivity, SensitivityRow
 from qlab.config import QConfigMapping
+from qlab.metrics import write
 from qlab.plots.keep import keep_points
-from qlab.plots.sensitivity import LOSS, metric_of, sensitivity_bars, signed, value_of, worst_first
+from qlab.plots.sensitivity import metric_of, sensitivity_bars, signed, value_of, worst_first
 from qlab.plots.theme import palette
 
 both_themes = pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
@@ -118,7 +119,7 @@ def test_losses_in_nats():
     assert bars(made).marker.line.color[2] == palette(False).neutral
     assert "nats" in made.layout.xaxis.title.text
     assert [signed(v) for v in (0.0, -0.00001, -0.01234, 1)] == ["0", "0", "−0.0123", "+1.0000"]
-    assert LOSS.format(0.25) == "0.250 nats"
+    assert write("loss", 0.25) == "0.250 nats"
 
 
 def test_weights_are_solid_and_activations_hatched():

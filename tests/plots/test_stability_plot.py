@@ -7,7 +7,7 @@ import pytest
 
 from qlab.analysis.stability import Draw, Spread, Stability
 from qlab.evaluation import wilson_interval
-from qlab.plots.stability import MOST_BARS, draws_figure, ranking, scales_figure, spread_bars, worse_than_whole
+from qlab.plots.stability import MOST_BARS, draws_figure, ranking, scales_figure, spread_bars
 from qlab.plots.theme import palette
 
 both_themes = pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
@@ -62,7 +62,7 @@ def test_what_is_worse_is_what_makes_a_size_unsteady():
     better = result(Draw(8, 0.99, 0.9, 1e-6))
     for found in (FOUND, without, better):
         for size in found.sizes:
-            assert found.steady(size) == (not any(worse_than_whole(found, draw) for draw in found.at(size)))
+            assert found.steady(size) == (not any(found.worse(draw) for draw in found.at(size)))
 
 
 def test_without_labels_agreement_is_drawn_against_what_counts_as_steady():
