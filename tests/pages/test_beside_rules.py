@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-
 import pytest
 import torch
 from streamlit.testing.v1 import AppTest
@@ -29,6 +26,7 @@ from qlab.runtime.steps import explain_element
 from qlab.ui import config_extras
 from qlab.ui.trial import tensors
 from tests.jobs_here import carry
+from tests.pages.elements import charts, figures
 
 MODEL = "conv_digits"
 X86 = presets["x86"]
@@ -136,14 +134,6 @@ def test_an_edit_reaches_the_config_and_one_that_cannot_be_says_why() -> None:
 # --- the pages behind the network -------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def prepared_home(prepared_home, tmp_path_factory):
-    """One of this module's own: its runs are no business of other tests."""
-    own = tmp_path_factory.mktemp("beside") / "home"
-    shutil.copytree(prepared_home, own)
-    return own
-
-
 @pytest.fixture(scope="module", autouse=True)
 def known(prepared_home):
     """Under the changed config: a calibration, files, a runtime report and two runs. Gives what convert makes of it."""
@@ -171,19 +161,13 @@ def known(prepared_home):
 
 
 @pytest.fixture
-def page(open_page):
-    def opened(name, section="inspect", **query):
-        at = open_page(query={"model": MODEL, **query}, state={"lab.mapping": CHANGED})
-        at.switch_page(f"pages/{section}/{name}.py").run()
-        assert not at.exception
+def page(open_under):
+    def opened(name, **query):
+        at = open_under(name, CHANGED, MODEL, **query)
         assert not at.error
         return at
 
     return opened
-
-
-def figures(at):
-    return {metric.label: metric.value for metric in at.metric}
 
 
 def sample(i):
@@ -251,7 +235,7 @@ def test_compare_draws_each_runs_own_weights_and_ranges(open_page, known, read) 
     assert not at.error
     assert "weights of its own" in read(at, "caption")
     assert "sets its range by hand" in read(at, "caption")
-    chart = json.loads(at.get("plotly_chart")[-1].proto.spec)
+    chart = charts(at)[-1]
     drawn = [(t["meta"]["low"], t["meta"]["high"]) for t in chart["data"] if "low" in (t.get("meta") or {})]
     spec, model = PER_TENSOR.default.weight, qlab.load_model(MODEL)
     before = choose_qparams(tensors(model).weights["block2.conv.weight"], spec)

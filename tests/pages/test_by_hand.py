@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 import pytest
@@ -21,6 +20,7 @@ from qlab.ui import by_hand, cache, hand_controls
 from qlab.ui.library import DataRef
 from qlab.ui.tensors import tensors_of
 from tests.jobs_here import carry
+from tests.pages.elements import charts, deltas, figures
 
 MODEL = "residual_digits"
 WEIGHT, ACTIVATION = "layer1.0.conv1.weight", "layer1.0.relu@1"
@@ -52,17 +52,13 @@ def page(open_page):
 
 
 def spec_of(at):
-    return json.loads(at.get("plotly_chart")[0].proto.spec)
+    return charts(at)[0]
 
 
 def chosen(at):
     """The chosen bracket: who gives it, and its ends."""
     (found,) = [t for t in spec_of(at)["data"] if t.get("meta") and t["meta"]["chosen"]]
     return found["name"], found["meta"]["low"], found["meta"]["high"]
-
-
-def figures(at):
-    return {metric.label: metric for metric in at.metric}
 
 
 def tab(at, name):
@@ -137,13 +133,13 @@ def test_moving_a_handle_gives_the_figures_of_the_engine_beside_the_observers(pa
     error, before = quantization_error(weight, qp), quantization_error(weight, observed)
     assert chosen(at) == ("by hand", pytest.approx(float(qp.low)), pytest.approx(float(qp.high)))
     shown = figures(at)
-    assert shown["SQNR"].value == write("sqnr", error.sqnr)
-    assert shown["SQNR"].delta == f"{write('sqnr', before.sqnr - error.sqnr)} below min_max"
-    assert shown["Clipped"].value == write("clipped", error.clipped_share)
-    assert shown["Clipped"].delta == f"observer {write('clipped', before.clipped_share)}"
-    assert shown["Scale"].value == write("scale", float(qp.scale))
-    assert shown["Round-off"].value == write("roundoff_error", error.roundoff / error.noise)
-    assert shown["Levels used"].value == write("levels", error.levels_used)
+    assert shown["SQNR"] == write("sqnr", error.sqnr)
+    assert deltas(at)["SQNR"] == f"{write('sqnr', before.sqnr - error.sqnr)} below min_max"
+    assert shown["Clipped"] == write("clipped", error.clipped_share)
+    assert deltas(at)["Clipped"] == f"observer {write('clipped', before.clipped_share)}"
+    assert shown["Scale"] == write("scale", float(qp.scale))
+    assert shown["Round-off"] == write("roundoff_error", error.roundoff / error.noise)
+    assert shown["Levels used"] == write("levels", error.levels_used)
     assert {shape["name"] for shape in spec_of(at)["layout"]["shapes"]} == {"clipped below"}
     drawn = {t["name"]: t for t in spec_of(at)["data"]}
     assert "clip" in drawn
@@ -161,7 +157,7 @@ def test_a_range_better_than_the_observers_says_by_how_much(page, known) -> None
     gained = quantization_error(weight, with_range(observed, spec, -0.3, 0.27)).sqnr
     gained -= quantization_error(weight, observed).sqnr
     assert gained > 1
-    assert figures(at)["SQNR"].delta == f"{write('sqnr', gained)} above min_max"
+    assert deltas(at)["SQNR"] == f"{write('sqnr', gained)} above min_max"
 
 
 def test_an_end_beyond_zero_stops_there_and_says_so(page, read) -> None:
@@ -199,7 +195,7 @@ def test_another_setting_keeps_the_range_and_another_tensor_has_none(page) -> No
     at.slider(key="dist_bits_weight").set_value(4).run()
     at.selectbox(key="dist_observer").set_value("mse").run()
     assert chosen(at)[0] == "by hand"
-    assert "mse" in figures(at)["SQNR"].delta
+    assert "mse" in deltas(at)["SQNR"]
     at.selectbox(key="dist_layer").set_value("fc").run()
     assert chosen(at)[0] == "mse"
     at.selectbox(key="dist_layer").set_value("layer1.0.conv1").run()
@@ -247,13 +243,13 @@ def test_a_channel_and_the_ribbon_show_how_each_is_cut(page, read, known) -> Non
     cut = int((weight.abs().amax((1, 2, 3)) > 0.2).sum())
     assert 0 < cut < len(weight)
     assert f"cuts **{cut} of {len(weight)}** channels" in read(at, "caption")
-    ribbon = json.loads(at.get("plotly_chart")[1].proto.spec)
+    ribbon = charts(at)[1]
     assert [t["name"] for t in ribbon["data"] if t["name"].startswith("each is cut to")]
     widest = int(weight.abs().amax((1, 2, 3)).argmax())
     at.selectbox(key="dist_channel").set_value(widest).run()
     spec = X86.default.weight
     qp = with_range(choose_qparams(weight, spec), spec, -0.2, 0.2)
-    assert figures(at)["Scale"].value == write("scale", float(qp.scale[widest]))
+    assert figures(at)["Scale"] == write("scale", float(qp.scale[widest]))
 
 
 def test_how_it_is_computed_names_the_hand(page, read) -> None:
@@ -351,8 +347,8 @@ def test_measuring_runs_the_config_with_this_range_in_a_worker(page, home) -> No
     assert at.session_state["lab.mapping"] == X86
     at.run()
     shown = figures(at)
-    assert shown["Float"].value == write("accuracy", ended.headline.float_accuracy)
-    assert shown["By hand, simulated"].value == write("accuracy", ended.headline.accuracy)
+    assert shown["Float"] == write("accuracy", ended.headline.float_accuracy)
+    assert shown["By hand, simulated"] == write("accuracy", ended.headline.accuracy)
     assert any("from float on" in text.value or "than float" in text.value for text in at.markdown)
 
 
@@ -363,8 +359,8 @@ def test_what_is_in_the_store_stands_beside_it_under_its_own_name(page, home, re
     at = page(ranged)
     shown = figures(at)
     assert at.button(key="dist_hand_measure").disabled
-    assert shown["By hand, simulated"].value == write("accuracy", with_it.headline.accuracy)
-    assert shown[f"By min_max, {COMPUTED[backend]}"].value == write("accuracy", without.headline.accuracy)
+    assert shown["By hand, simulated"] == write("accuracy", with_it.headline.accuracy)
+    assert shown[f"By min_max, {COMPUTED[backend]}"] == write("accuracy", without.headline.accuracy)
     pair = qlab.lab.compared.paired(cache.store(), with_it, without)
     assert qlab.lab.compared.against(pair.comparison, "the range of min_max").words[1:20] in read(at, "markdown")
     assert ("a part of the difference" in read(at, "caption")) == (backend == "integer")
@@ -410,5 +406,5 @@ def test_without_labels_agreement_takes_the_place_of_accuracy(open_page, home, t
     at.run()
     assert not at.exception
     shown = figures(at)
-    assert shown["By hand, agreement"].value == write("agreement", carried.headline.agreement)
+    assert shown["By hand, agreement"] == write("agreement", carried.headline.agreement)
     assert "Float" not in shown

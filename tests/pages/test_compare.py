@@ -17,6 +17,7 @@ from qlab.metrics import metric, write
 from qlab.preset import presets
 from qlab.ui import cache, compare, compare_columns, compare_layers, compare_pick, compare_table, compare_two, errors
 from tests.many_runs import one_run
+from tests.pages.elements import charts
 
 MODEL = "outlier_mlp"
 COARSE = QConfigMapping(
@@ -192,7 +193,7 @@ def test_figures_carry_the_name_of_what_computed_them(compared, ids, store) -> N
     assert "Accuracy, simulated" not in metrics(at)
     at = compared("simulated", "kernels", **{"lab.picked": ids["simulated"]})
     assert metrics(at)["Accuracy, simulated"] == write("accuracy", store.get_run(ids["simulated"]).headline.accuracy)
-    chart = json.loads(at.get("plotly_chart")[0].proto.spec)
+    chart = charts(at)[0]
     assert symbols(chart) == {
         ids["simulated"]: legend(chart)["simulated"],
         ids["kernels"]: legend(chart)["integer kernels"],
@@ -234,7 +235,7 @@ def test_without_labels_agreement_takes_the_place_of_accuracy(open_page, home, t
     at = open_page("compare", query={"runs": run.id})
     assert metrics(at)["Agreement, simulated"] == write("agreement", run.headline.agreement)
     assert table(at).loc["blind", "Verdict"].endswith(("changed", "the same"))
-    chart = json.loads(at.get("plotly_chart")[0].proto.spec)
+    chart = charts(at)[0]
     assert symbols(chart).keys() == {run.id}
     assert "Agreement" in chart["layout"]["yaxis"]["title"]["text"]
     assert clean(at)
@@ -341,7 +342,7 @@ def test_every_kind_of_tensor_is_drawn_under_both_configs(compared, ids) -> None
 
 def test_layers_are_a_heatmap_over_the_runs_of_one_network(compared, ids, read) -> None:
     at = compared("simulated", "kernels", "other", tab="Layers", **{"lab.picked": ids["kernels"]})
-    chart = json.loads(at.get("plotly_chart")[1].proto.spec)
+    chart = charts(at)[1]
     assert chart["data"][0]["type"] == "heatmap"
     text = json.dumps(chart, ensure_ascii=False)
     assert "simulated · outlier_mlp · simulated" in text
@@ -353,7 +354,7 @@ def test_layers_are_a_heatmap_over_the_runs_of_one_network(compared, ids, read) 
 def test_more_runs_than_fit_leave_the_best_and_the_picked(compared, ids, monkeypatch, read) -> None:
     monkeypatch.setattr(compare_layers, "MOST", 1)
     at = compared("simulated", "kernels", "coarse", tab="Layers", **{"lab.picked": ids["coarse"]})
-    columns = json.loads(at.get("plotly_chart")[1].proto.spec)["layout"]["xaxis"]["ticktext"]
+    columns = charts(at)[1]["layout"]["xaxis"]["ticktext"]
     assert len(columns) == 2
     assert "coarse" in columns[1]
     assert "the best 1 of 3 and the one that is picked are shown" in read(at, "caption")
@@ -381,7 +382,7 @@ def test_latency_is_shown_where_it_was_measured(compared, ids, store, read) -> N
     timed = {name: store.get_run(ids[name]).headline.latency for name in ("simulated", "coarse")}
     assert table(at).loc["coarse", "Latency"] == pytest.approx(1e3 * timed["coarse"])
     assert metrics(at)["Latency"] == write("latency", timed["simulated"])
-    chart = json.loads(at.get("plotly_chart")[0].proto.spec)
+    chart = charts(at)[0]
     assert "Latency" in chart["layout"]["xaxis"]["title"]["text"]
     assert clean(at)
 

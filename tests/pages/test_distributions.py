@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -20,6 +17,7 @@ from qlab.quant.error import quantization_error
 from qlab.quant.qparams import choose_qparams, observer_ranges
 from qlab.ui import cache, library
 from qlab.ui.tensors import configured, tensors_of, with_spec_everywhere, with_spec_here
+from tests.pages.elements import array, charts, figures
 
 WEIGHT, ACTIVATION = "layer1.0.conv1.weight", "layer1.0.relu@1"
 X86 = presets["x86"].default
@@ -36,14 +34,7 @@ def known(model):
 
 
 def spec_of(at):
-    return json.loads(at.get("plotly_chart")[0].proto.spec)
-
-
-def array(values):
-    """A list, or an array as plotly sends it."""
-    if isinstance(values, dict):
-        return np.frombuffer(base64.b64decode(values["bdata"]), values["dtype"]).tolist()
-    return values
+    return charts(at)[0]
 
 
 def brackets(at):
@@ -53,10 +44,6 @@ def brackets(at):
 
 def chosen(at):
     return [name for name, meta in brackets(at).items() if meta["chosen"]]
-
-
-def figures(at):
-    return {metric.label: metric.value for metric in at.metric}
 
 
 def same_ranges(at, expected):

@@ -31,6 +31,7 @@ from qlab.preset import presets
 from qlab.ui import cache, export_text
 from qlab.ui.library import ModelRef, sample_data
 from tests.jobs_here import carry
+from tests.pages.elements import figures
 
 MODEL = "conv_digits"
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,7 +50,7 @@ def written(prepared_home):
 def page(open_page):
     def opened(preset="x86", **session):
         state_of = {"lab.mapping": presets[preset]} | {k.replace("__", "."): v for k, v in session.items()}
-        at = open_page(query={"model": MODEL}, state=state_of).switch_page("pages/inspect/export.py").run()
+        at = open_page("export", query={"model": MODEL}, state=state_of)
         assert not at.exception
         return at
 
@@ -62,10 +63,6 @@ def qmodel(prepared_home):
     found = find_prepared(store, load_model(MODEL), load_dataset(MODEL))
     store.close()
     return convert(load_model(MODEL), presets["x86"], found.calibration)
-
-
-def figures(at):
-    return {metric.label: metric.value for metric in at.metric}
 
 
 def code_with(at, word):
@@ -185,7 +182,7 @@ def test_a_network_without_an_onnx_form_says_why_and_has_the_other_file(page, ho
 
 def test_data_that_does_not_fit_is_said_and_starts_no_job(open_page) -> None:
     query = {"model": MODEL, "data": "lstm_text"}
-    at = open_page(query=query).switch_page("pages/inspect/export.py").run()
+    at = open_page("export", query=query)
     assert not at.exception
     assert at.error
     assert not at.metric

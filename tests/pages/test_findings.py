@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
 import qlab
@@ -14,30 +12,23 @@ from qlab.lab.store import Store
 from qlab.preset import presets
 from qlab.ui.findings import table_key
 from tests.jobs_here import carry
+from tests.pages.elements import array, button, charts
 
 MODEL = "outlier_mlp"
-PAGE = "pages/diagnose/findings.py"
 ROUGH = QConfigMapping(QConfig(QuantSpec(4, "per_tensor_symmetric"), QuantSpec(8)))
 
 
 @pytest.fixture
-def page(open_page, home):
+def page(open_under, home):
     def opened(mapping: QConfigMapping, *kinds: str, model: str = MODEL):
         """After these jobs have run for this config."""
         store = Store()
         for kind in kinds:
             carry(store, kind, experiment=Experiment(model, model, mapping))
         store.close()
-        at = open_page(query={"model": model}, state={"lab.mapping": mapping})
-        at.switch_page(PAGE).run()
-        assert not at.exception
-        return at
+        return open_under("findings", mapping, model)
 
     return opened
-
-
-def button(at, label):
-    return next(b for b in at.button if b.label == label)
 
 
 @pytest.fixture(scope="module")
@@ -58,21 +49,11 @@ def test_what_the_engine_found_is_told_worst_first(page, found, read) -> None:
     assert found.first.sentence in said
     labels = [b.label.replace("\\", "") for b in at.button]
     assert all(remedy.title in labels for remedy in found.first.remedies)
-    chart = json.loads(at.get("plotly_chart")[0].proto.spec)
+    chart = charts(at)[0]
     values = qlab.load_model(MODEL)
     weight = values.graph_module.get_parameter(str(values.node(found.first.layer).args[1].target))
     marks = next(t for t in chart["data"] if t.get("mode") == "markers")
-    assert float(weight.abs().max()) in [pytest.approx(abs(x)) for x in _numbers(marks["x"])]
-
-
-def _numbers(x):
-    if isinstance(x, dict):  # plotly writes arrays as base64
-        import base64
-
-        import numpy as np
-
-        return np.frombuffer(base64.b64decode(x["bdata"]), x["dtype"]).tolist()
-    return x
+    assert float(weight.abs().max()) in [pytest.approx(abs(x)) for x in array(marks["x"])]
 
 
 def test_a_remedy_is_pressed_and_taken_back(page, found) -> None:
@@ -116,9 +97,7 @@ def test_a_config_without_grids_has_no_faults(page, read) -> None:
     assert "Nothing is quantized" in read(at, "success")
 
 
-def test_the_first_visit_starts_the_search(open_page) -> None:
-    at = open_page(query={"model": MODEL}, state={"lab.mapping": ROUGH})
-    at.switch_page(PAGE).run()
-    assert not at.exception
+def test_the_first_visit_starts_the_search(open_under) -> None:
+    open_under("findings", ROUGH, MODEL)
     kinds = [run.kind for run in Store().list_runs()]
     assert "diagnose" in kinds

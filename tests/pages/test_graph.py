@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
 import qlab
@@ -13,19 +11,13 @@ from qlab.metrics import write
 from qlab.preset import presets
 from qlab.ui import cache, results
 from tests.jobs_here import carry
-
-PAGE = "pages/diagnose/graph.py"
+from tests.pages.elements import charts, texts
 
 
 @pytest.fixture
-def page(open_page):
+def page(open_under):
     def opened(model: str = "residual_digits", preset: str = "x86", **query: str):
-        at = open_page(query={"model": model, **query}, state={"lab.mapping": presets[preset]})
-        at.switch_page(PAGE)
-        for name, value in query.items():
-            at.query_params[name] = value
-        at.run()
-        assert not at.exception
+        at = open_under("graph", presets[preset], model, **query)
         assert not at.error
         return at
 
@@ -33,7 +25,7 @@ def page(open_page):
 
 
 def drawn(at):
-    return json.loads(at.get("plotly_chart")[0].proto.spec)
+    return charts(at)[0]
 
 
 def boxes(at):
@@ -42,7 +34,7 @@ def boxes(at):
 
 
 def words(at):
-    return "\n".join(e.value for kind in (at.markdown, at.caption) for e in kind)
+    return texts(at, "markdown", "caption")
 
 
 @pytest.mark.parametrize("model", ["residual_digits", "depthwise_digits", "lstm_text"])

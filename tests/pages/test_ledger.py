@@ -12,23 +12,16 @@ from qlab.config import QConfigMapping
 from qlab.graph.causes import state_of
 from qlab.preset import presets
 from qlab.ui import cache, jobs, prepared
+from tests.pages.elements import button, figures, texts
 
 MODEL = "residual_digits"
-PAGE = "pages/diagnose/ledger.py"
 STATIC = presets["x86"].default
 
 
 @pytest.fixture
-def page(open_page):
+def page(open_under):
     def opened(mapping: QConfigMapping, model: str = MODEL, **query: str):
-        at = open_page(query={"model": model, **query}, state={"lab.mapping": mapping})
-        at.switch_page(PAGE)
-        # as the browser does, which keeps them when it follows a link
-        for name, value in query.items():
-            at.query_params[name] = value
-        at.run()
-        assert not at.exception
-        return at
+        return open_under("ledger", mapping, model, **query)
 
     return opened
 
@@ -43,16 +36,12 @@ def calib(model):
     return qlab.calibrate(model, qlab.load_dataset(MODEL))
 
 
-def button(at, label):
-    return next(b for b in at.button if b.label == label)
-
-
 def lines(at):
     return at.dataframe[0].value
 
 
 def words(at):
-    return "\n".join(m.value for m in at.markdown)
+    return texts(at, "markdown")
 
 
 @pytest.mark.parametrize("preset", ["x86", "dynamic", "int8_weight_only", "float"])
@@ -64,7 +53,7 @@ def test_the_table_is_the_ledger_and_the_figures_count_it(page, model, calib, pr
     assert list(table["Layer"]) == [row.layer for row in ledger]
     assert list(table["State"]) == [state_of(row.cause) for row in ledger]
     assert list(table["Why"]) == [row.reason for row in ledger]
-    shown = {m.label: m.value for m in at.metric}
+    shown = figures(at)
     count = list(table["State"]).count
     assert shown["Quantized"] == f"{count('quantized')} of {len(ledger)}"
     assert (shown["Sharing"], shown["Float"]) == (str(count("shared")), str(count("float")))
@@ -150,7 +139,7 @@ def test_a_config_without_static_ranges_needs_no_calibration(open_page, fresh_ho
     at = open_page(state={"lab.mapping": presets["int8_weight_only"]})
     assert asked == ["prepare"]  # by the start page, which measures the accuracy
     at.session_state["lab.prepare"] = {}
-    at.switch_page(PAGE).run()
+    at.switch_page("pages/diagnose/ledger.py").run()
     assert len(lines(at))
     assert asked == ["prepare"]
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-
 import pytest
 
 import qlab
@@ -16,60 +13,35 @@ from qlab.lab.store import Store
 from qlab.metrics import percent, write
 from qlab.plots.error_measure import names_of
 from qlab.preset import presets
-from qlab.ui import cache, findings, jobs, propagation
+from qlab.ui import findings, propagation
 from tests.jobs_here import carry
+from tests.pages.elements import charts, figures, texts
 
 MODEL, PLAIN = "residual_digits", "outlier_mlp"
-PAGE = "pages/diagnose/propagation.py"
 CUT = presets["x86"].replace(ranges={"layer1.0.relu": (0.0, 0.2)})
 
 
-@pytest.fixture(scope="module")
-def diagnosed(prepared_home, tmp_path_factory):
-    """A home in which the jobs have been carried out, and what the one about the cut range found."""
-    home = tmp_path_factory.mktemp("diagnosed") / "home"
-    shutil.copytree(prepared_home, home)
-    store = Store(home)
+@pytest.fixture(scope="module", autouse=True)
+def found(prepared_home):
+    """What the jobs store stands in the store from here on; gives what the one about the cut range found."""
+    store = Store(prepared_home)
     carry(store, "diagnose", experiment=Experiment(MODEL, MODEL, CUT))
     carry(store, "diagnose", experiment=Experiment(PLAIN, PLAIN, "float"))
     found = DIAGNOSIS.find(store, qlab.load_model(MODEL), qlab.load_dataset(MODEL), CUT)
     store.close()
-    return home, found.propagation
+    return found.propagation
 
 
 @pytest.fixture
-def found(diagnosed):
-    return diagnosed[1]
-
-
-@pytest.fixture
-def page(open_page, diagnosed, tmp_path, monkeypatch):
-    shutil.copytree(diagnosed[0], tmp_path / "diagnosed")
-    monkeypatch.setenv("QLAB_HOME", str(tmp_path / "diagnosed"))
-
+def page(open_under):
     def opened(mapping=CUT, model=MODEL, **query):
-        at = open_page(query={"model": model, **query}, state={"lab.mapping": mapping})
-        at.switch_page(PAGE)
-        # as the browser does, which keeps them when it follows a link
-        for name, value in query.items():
-            at.query_params[name] = value
-        at.run()
-        assert not at.exception
-        return at
+        return open_under("propagation", mapping, model, **query)
 
     return opened
 
 
 def words(at):
-    return "\n".join(e.value for kind in (at.markdown, at.caption, at.info) for e in kind)
-
-
-def charts(at):
-    return [json.loads(one.proto.spec) for one in at.get("plotly_chart")]
-
-
-def figures(at):
-    return {m.label: m.value for m in at.metric}
+    return texts(at, "markdown", "caption", "info")
 
 
 def test_the_sentence_names_where_it_is_made_and_where_it_shows(page, found) -> None:
@@ -138,21 +110,14 @@ def test_distributions_opens_at_the_tensor(page) -> None:
     assert at.title[0].value == "Where do the values fall?"
 
 
-def test_a_config_that_quantizes_nothing_says_so_and_offers_one_that_does(page, monkeypatch) -> None:
+def test_a_config_that_quantizes_nothing_says_so_and_offers_one_that_does(page, asked) -> None:
     at = page(presets["float"], PLAIN)
     assert not at.error
     assert "Nothing is quantized under this config" in at.info[0].value
     assert not charts(at)
-    asked = []
-
-    def submit(kind, **arguments):
-        asked.append(arguments["experiment"].resolved_mapping)
-        return cache.store().create_run(kind=kind, spec={})
-
-    monkeypatch.setattr(jobs, "submit", submit)
     at.button(key="prop_default").click().run()
     assert at.session_state["lab.mapping"] == presets["x86"]
-    assert asked == [presets["x86"]]
+    assert [arguments["experiment"].resolved_mapping for _, arguments in asked] == [presets["x86"]]
     at.button(key="prop_undo").click().run()
     assert at.session_state["lab.mapping"] == presets["float"]
     assert "Nothing is quantized" in at.info[0].value

@@ -10,14 +10,14 @@ import qlab
 from qlab.lab.experiment import Experiment
 from qlab.lab.inspect import find_runtime_report
 from qlab.lab.store import Store
-from qlab.lab.tasks import KINDS
 from qlab.metrics import percent, write
 from qlab.preset import presets
 from qlab.runtime import measure
 from qlab.runtime import report as reports
 from qlab.runtime.why import why_not_faster
-from qlab.ui import cache, errors, jobs, runtime
+from qlab.ui import errors, runtime
 from tests.jobs_here import carry
+from tests.pages.elements import deltas, figures
 
 MODEL = "conv_digits"
 BATCH = 8
@@ -45,21 +45,11 @@ def known(prepared_home):
 
 
 @pytest.fixture
-def page(open_page):
+def page(open_under):
     def opened(preset="x86", **query):
-        at = open_page(
-            query={"model": MODEL, "batch": str(BATCH), "threads": str(THREADS), **query},
-            state={"lab.mapping": presets[preset]},
-        )
-        at.switch_page("pages/inspect/runtime.py").run()
-        assert not at.exception
-        return at
+        return open_under("runtime", presets[preset], MODEL, batch=str(BATCH), threads=str(THREADS), **query)
 
     return opened
-
-
-def figures(at):
-    return {metric.label: metric for metric in at.metric}
 
 
 def tab(at, name):
@@ -72,22 +62,22 @@ def test_the_figures_are_those_of_the_report(page, known) -> None:
     assert not at.error
     shown, ran = figures(at), report.times.executed
     kinds = [kind for _, kind in report.kernels(ran)]
-    assert shown["Layers on integers"].value == f"{kinds.count('integer')} of {len(kinds)}" == "5 of 5"
-    assert shown["Layers on integers"].delta == f"{percent(ran.share('integer'))} of the time"
-    assert shown["Conversions"].value == str(len(ran.boundaries))
+    assert shown["Layers on integers"] == f"{kinds.count('integer')} of {len(kinds)}" == "5 of 5"
+    assert deltas(at)["Layers on integers"] == f"{percent(ran.share('integer'))} of the time"
+    assert shown["Conversions"] == str(len(ran.boundaries))
     latency = report.times.timing.latency(reports.INTEGER)
-    assert shown["Integer latency"].value == write("latency", latency.median)
-    assert shown["Against float"].value == f"{report.times.timing.ratio(reports.FLOAT, reports.INTEGER)[1]:.2f} ×"
-    assert shown["Off the simulation"].value == write("steps", report.numbers.parity.output_largest)
-    assert shown["Integer accuracy"].value == write("accuracy", report.numbers.accuracies.integer.accuracy)
+    assert shown["Integer latency"] == write("latency", latency.median)
+    assert shown["Against float"] == f"{report.times.timing.ratio(reports.FLOAT, reports.INTEGER)[1]:.2f} ×"
+    assert shown["Off the simulation"] == write("steps", report.numbers.parity.output_largest)
+    assert shown["Integer accuracy"] == write("accuracy", report.numbers.accuracies.integer.accuracy)
 
 
 def test_another_config_shows_its_own_report(page, known) -> None:
     at, report = page("dynamic"), known["dynamic"]
     shown = figures(at)
-    assert shown["Layers on integers"].value == "1 of 5"
-    assert shown["Integer latency"].value == write("latency", report.times.timing.latency(reports.INTEGER).median)
-    assert "steps" not in shown["Off the simulation"].value
+    assert shown["Layers on integers"] == "1 of 5"
+    assert shown["Integer latency"] == write("latency", report.times.timing.latency(reports.INTEGER).median)
+    assert "steps" not in shown["Off the simulation"]
 
 
 def test_what_the_defaults_do_is_told_and_can_be_looked_at(page, known) -> None:
@@ -99,8 +89,8 @@ def test_what_the_defaults_do_is_told_and_can_be_looked_at(page, known) -> None:
     assert f"off by up to {write('steps', report.numbers.defaults.output_largest)}" in text
     at = page(opened="defaults")
     shown = figures(at)
-    assert shown["Off the simulation"].value == write("steps", report.numbers.defaults.output_largest)
-    assert shown["Integer latency"].value == write("latency", report.times.timing.latency(reports.DEFAULTS).median)
+    assert shown["Off the simulation"] == write("steps", report.numbers.defaults.output_largest)
+    assert shown["Integer latency"] == write("latency", report.times.timing.latency(reports.DEFAULTS).median)
     # accuracy was measured as simulated, so it does not stand under the other name
     assert "Integer accuracy" not in shown
 
@@ -143,19 +133,6 @@ def test_the_float_graph_stands_beside_it(page, known) -> None:
     at.segmented_control(key="runtime_graph").set_value("float").run()
     assert at.get("plotly_chart")[0].proto.spec != before
     assert any(f"{len(known['x86'].times.reference.ops)} ops in order" in c.value for c in at.caption)
-
-
-@pytest.fixture
-def asked(monkeypatch):
-    """(kind, arguments) of the jobs a page submits; they are stored and nobody takes them up."""
-    out = []
-
-    def submit(kind, **arguments):
-        out.append((kind, arguments))
-        return cache.store().create_run(kind=kind, **KINDS[kind].describe(cache.store(), arguments).columns)
-
-    monkeypatch.setattr(jobs, "submit", submit)
-    return out
 
 
 def test_a_first_visit_starts_the_job_and_shows_nothing_of_another_config(page, asked) -> None:

@@ -9,12 +9,12 @@ from qlab.config import QConfig, QConfigMapping, QuantSpec
 from qlab.lab.experiment import Experiment
 from qlab.lab.sensitivity import Question, at_8_bits, find_curve, find_sensitivity, order_of
 from qlab.lab.store import Store
-from qlab.lab.tasks import KINDS
 from qlab.metrics import write
 from qlab.plots.sensitivity import worst_first
 from qlab.preset import presets
-from qlab.ui import cache, jobs, keep_worst, sensitivity
+from qlab.ui import keep_worst, sensitivity
 from tests.jobs_here import carry
+from tests.pages.elements import button, figures, texts
 
 MODEL = "conv_digits"
 LOW = QConfigMapping(QConfig(QuantSpec(3, "per_tensor_symmetric"), QuantSpec(4)))
@@ -39,39 +39,15 @@ def known(prepared_home, one_thread):
 
 
 @pytest.fixture
-def page(open_page):
+def page(open_under):
     def opened(mapping=LOW, **query):
-        at = open_page(query={"model": MODEL, **query}, state={"lab.mapping": mapping})
-        at.switch_page("pages/diagnose/sensitivity.py").run()
-        assert not at.exception
-        return at
+        return open_under("sensitivity", mapping, MODEL, **query)
 
     return opened
 
 
-@pytest.fixture
-def asked(monkeypatch):
-    """(kind, arguments) of the jobs a page submits; they are stored and nobody takes them up."""
-    out = []
-
-    def submit(kind, **arguments):
-        out.append((kind, arguments))
-        return cache.store().create_run(kind=kind, **KINDS[kind].describe(cache.store(), arguments).columns)
-
-    monkeypatch.setattr(jobs, "submit", submit)
-    return out
-
-
-def figures(at):
-    return {metric.label: metric for metric in at.metric}
-
-
 def told(at):
-    return "\n".join(m.value for m in at.markdown)
-
-
-def button(at, label):
-    return next(b for b in at.button if b.label == label)
+    return texts(at, "markdown")
 
 
 @pytest.mark.parametrize("mode", ["only", "all_but"])
@@ -80,15 +56,15 @@ def test_the_figures_are_those_that_were_measured(page, known, mode, asked) -> N
     assert not asked
     assert not at.error
     shown = figures(at)
-    assert shown["Float accuracy"].value == write("accuracy", found.float.accuracy)
+    assert shown["Float accuracy"] == write("accuracy", found.float.accuracy)
     worst = worst_first(found, "accuracy")[0]
-    assert shown["Guiltiest layer"].value == worst
+    assert shown["Guiltiest layer"] == worst
     guilty = {row.layer for row in found if row.against_base.p < 0.05}
     assert len(guilty) > 1
-    assert shown["Beyond chance"].value == f"{len(guilty)} of {len(found)} layers"
+    assert shown["Beyond chance"] == f"{len(guilty)} of {len(found)} layers"
     assert ("All quantized" in shown) == (mode == "all_but")
     if mode == "all_but":
-        assert shown["All quantized"].value == write("accuracy", found.base.accuracy)
+        assert shown["All quantized"] == write("accuracy", found.base.accuracy)
     row = found.row(worst)
     text = told(at)
     assert f"{row.against_base.lost} lost, {row.against_base.gained} gained" in text
@@ -103,7 +79,7 @@ def test_another_measure_ranks_anew_without_a_job(page, known, asked) -> None:
     at.segmented_control(key="sens_measure").set_value("sqnr").run()
     assert not asked
     assert list(at.dataframe[0].value["Layer"]) == worst_first(known["only"], "sqnr")
-    assert figures(at)["Guiltiest layer"].value == known["only"].ranked()[0].layer
+    assert figures(at)["Guiltiest layer"] == known["only"].ranked()[0].layer
     assert at.get("plotly_chart")[0].proto.spec != before
     assert "Beyond chance" not in figures(at)
 

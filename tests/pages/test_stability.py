@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from dataclasses import replace
 
 import pytest
@@ -14,62 +12,33 @@ from qlab.config import QConfig, QConfigMapping, QuantSpec
 from qlab.lab.analyses import STABILITY
 from qlab.lab.experiment import Experiment
 from qlab.lab.store import Store
-from qlab.lab.tasks import KINDS
 from qlab.metrics import percent, write
 from qlab.preset import presets
-from qlab.ui import cache, jobs, stability
+from qlab.ui import stability
 from tests.jobs_here import carry
+from tests.pages.elements import charts, figures, texts
 
 MODEL, PRESET = "outlier_mlp", "onnxruntime"
-PAGE = "pages/diagnose/stability.py"
 
 
-@pytest.fixture(scope="module")
-def drawn(prepared_home, tmp_path_factory):
-    """A home in which the job has been carried out, and what it found."""
-    home = tmp_path_factory.mktemp("drawn") / "home"
-    shutil.copytree(prepared_home, home)
-    store = Store(home)
+@pytest.fixture(scope="module", autouse=True)
+def found(prepared_home):
+    """What the job stores stands in the store from here on."""
+    store = Store(prepared_home)
     carry(store, "stability", experiment=Experiment(MODEL, MODEL, PRESET))
     found = STABILITY.find(store, qlab.load_model(MODEL), qlab.load_dataset(MODEL), presets[PRESET])
     store.close()
-    return home, found
+    return found
 
 
 @pytest.fixture
-def found(drawn):
-    return drawn[1]
-
-
-@pytest.fixture
-def page(open_page, drawn, tmp_path, monkeypatch):
-    shutil.copytree(drawn[0], tmp_path / "drawn")
-    monkeypatch.setenv("QLAB_HOME", str(tmp_path / "drawn"))
-
+def page(open_under):
     def opened(mapping=presets[PRESET], **query):
-        at = open_page(query={"model": MODEL, **query}, state={"lab.mapping": mapping})
-        at.switch_page(PAGE)
-        for name, value in query.items():
-            at.query_params[name] = value
-        at.run()
-        assert not at.exception
+        at = open_under("stability", mapping, MODEL, **query)
         assert not at.error
         return at
 
     return opened
-
-
-@pytest.fixture
-def asked(monkeypatch):
-    """(kind, arguments) of the jobs a page submits; they are stored and nobody takes them up."""
-    out = []
-
-    def submit(kind, **arguments):
-        out.append((kind, arguments))
-        return cache.store().create_run(kind=kind, **KINDS[kind].describe(cache.store(), arguments).columns)
-
-    monkeypatch.setattr(jobs, "submit", submit)
-    return out
 
 
 @pytest.fixture
@@ -82,15 +51,7 @@ def unsteady(found, monkeypatch):
 
 
 def words(at):
-    return "\n".join(e.value for kind in (at.success, at.warning, at.info, at.markdown, at.caption) for e in kind)
-
-
-def charts(at):
-    return [json.loads(one.proto.spec) for one in at.get("plotly_chart")]
-
-
-def figures(at):
-    return {m.label: m.value for m in at.metric}
+    return texts(at, "success", "warning", "info", "markdown", "caption")
 
 
 def test_the_verdict_and_the_figures_are_those_of_the_result(page, found) -> None:

@@ -15,6 +15,7 @@ from qlab.metrics import MINUS
 from qlab.preset import presets
 from qlab.runtime.kernel_codes import kernel_trace, open_codes
 from qlab.runtime.steps import explain_element, explainable_layers, trace_layer
+from tests.pages.elements import figures
 
 MODEL = "conv_digits"
 
@@ -36,19 +37,13 @@ def evaluation():
 
 
 @pytest.fixture
-def page(open_page):
+def page(open_under):
     def opened(preset="x86", **query):
-        at = open_page(query={"model": MODEL, **query}, state={"lab.mapping": presets[preset]})
-        at.switch_page("pages/inspect/steps.py").run()
-        assert not at.exception
+        at = open_under("steps", presets[preset], MODEL, **query)
         assert not at.error
         return at
 
     return opened
-
-
-def figures(at):
-    return {metric.label: metric.value for metric in at.metric}
 
 
 def number(text):
@@ -171,7 +166,7 @@ def test_a_config_without_known_grids_says_so_and_offers_one_with_them(page, pre
 
 def test_layers_of_another_kind_say_why_they_are_not_listed(open_page) -> None:
     mixed = presets["x86"].replace(by_name={"block2.conv": None})
-    at = open_page(query={"model": MODEL}, state={"lab.mapping": mixed}).switch_page("pages/inspect/steps.py").run()
+    at = open_page("steps", query={"model": MODEL}, state={"lab.mapping": mixed})
     assert not at.error
     assert "block2.conv" not in at.selectbox(key="steps_layer").options
     assert "block2.conv" in "".join(text.value for text in at.markdown if "stays float" in text.value)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 import pytest
@@ -13,6 +12,7 @@ from qlab.lab.store import DONE, FAILED, Store
 from qlab.lab.sweep import Sweep
 from qlab.ui import cache
 from qlab.ui.sweep_setup import FIRST, Plan
+from tests.pages.elements import charts, figures
 
 TWO = Grid(weight_bits=(8, 2))
 
@@ -68,13 +68,13 @@ def test_a_finished_sweep_is_shown_with_its_best_and_what_was_known(open_page, r
     at = open_page("sweep", state={"lab.plan": Plan(grid=TWO)})
     assert not at.exception
     assert "2 known from earlier runs" in read(at, "markdown") or "**2 configs**" in read(at, "markdown")
-    labels = {metric.label: metric.value for metric in at.metric}
+    labels = figures(at)
     assert labels["Best"] == swept.best.name == "W8 A8"
     table = at.dataframe[0].value
     assert list(table["Config"]) == ["W8 A8", "W2 A8"]
     assert list(table["Computed"]) == ["on integers", "on integers"]
     assert table["Accuracy"][0] == pytest.approx(100 * swept[0].headline.accuracy)
-    figure = json.loads(at.get("plotly_chart")[0].proto.spec)
+    figure = charts(at)[0]
     assert "Size" in figure["layout"]["xaxis"]["title"]["text"]
     at.button(key="sweep_use").click().run()
     assert at.session_state["lab.mapping"] == TWO.configs()["W8 A8"]
