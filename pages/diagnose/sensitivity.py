@@ -10,7 +10,8 @@ others are float: the bar goes from float to what that layer leaves of it. With 
 all others are quantized: the bar goes from all quantized to what sparing that layer brings.
 
 **Grey** bars differ from the base by no more than chance would make them differ, on the same samples. **Light** bars
-with a rim are estimated from the first samples; the worst are then measured on all. The grey band is the 95 % interval
+with a rim are estimated from the first samples, as many as it takes for their order to hold; the worst are then
+measured on all. The grey band is the 95 % interval
 of the base's accuracy. Weights are solid, activations hatched where both are shown.
 
 **Trying.** Press both *weights* and *activations* to see which of the two it is. Click a bar and keep its layer float,

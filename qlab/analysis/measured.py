@@ -109,9 +109,10 @@ class Held:
 
 
 class Score:
-    """Adds up what one network gives over the batches, in order."""
+    """Adds up what one network gives over the batches, in order. errors: squared error of the output, by sample."""
 
     def __init__(self) -> None:
+        self.errors: list[NDArray[np.float64]] = []
         self.n = self.predicted = self.right = self.same = self.lost = self.gained = 0
         self.labelled = True
         self.loss = self.signal = self.noise = self.more = self.more_square = 0.0
@@ -127,7 +128,9 @@ class Score:
         self.same += int((predictions == held.predictions).sum())
         self.loss += float(losses.sum())
         self.signal += held.power
-        self.noise += power(output.double() - held.output.double())
+        off = (output.double() - held.output.double()).reshape(held.count, -1)
+        self.errors.append(torch.einsum("ij,ij->i", off, off).numpy())
+        self.noise += float(self.errors[-1].sum())
         if base:
             held.base = right, losses
         elif held.base is not None:

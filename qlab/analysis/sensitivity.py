@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
+
 from qlab.analysis.measured import Measured, Paired
-from qlab.analysis.variants import Bench
+from qlab.analysis.variants import Bench, Variant
 from qlab.calibration import Calibration, Progress
 from qlab.config import QConfig, QConfigMapping
 from qlab.conversion import QuantizedModel
@@ -19,7 +21,9 @@ Mode = Literal["only", "all_but"]
 Part = Literal["both", "weight", "activation"]
 MODES: tuple[Mode, ...] = ("only", "all_but")
 PARTS: tuple[Part, ...] = ("both", "weight", "activation")
-PROXY_SAMPLES = 128
+PROXY_SAMPLES = 128  # the fewest to rank on
+STEADY = 0.95  # rank correlation from which an order is taken to be that of all samples
+RESAMPLES = 200
 SENSITIVITY = "sensitivity"
 
 
@@ -109,8 +113,9 @@ def sensitivity(
 ) -> Sensitivity:  # fmt: skip
     """Quantize each layer alone ("only"), or leave each alone float ("all_but"), and measure on the evaluation data.
 
-    parts: the whole layer, its weight, its activations. confirm: rank all layers on the first 128 samples (as many
-    whole batches as hold them) and measure only so many of the worst on all; None measures every layer on all.
+    parts: the whole layer, its weight, its activations. confirm: rank all layers on the first samples and measure only
+    so many of the worst on all; None measures every layer on all. The first samples are 128 (as many whole batches as
+    hold them), and twice as many as long as drawing them anew changes the order (rank correlation below 0.95).
     Simulated, with the numbers that `evaluate(convert(...))` gives: what a variant computes like the base is taken from
     there.
     Source of the method: HAWQ-style per-layer analysis as in AIMET QuantAnalyzer, Siddegowda et al. 2022.
@@ -132,9 +137,13 @@ def sensitivity(
     first = bench.samples(PROXY_SAMPLES)
     if confirm is None or first == count or confirm >= len(ops):
         first, confirm = count, 0
-    more = confirm * len(parts) * -(-(count - first) // bench.size)  # to come, as far as is known yet
-    bench.total = bench.steps(variants, first) + more
-    bench.measure(variants, first)
+    while True:
+        more = confirm * len(parts) * -(-(count - first) // bench.size)  # to come, as far as is known yet
+        bench.total = bench.done + bench.steps(variants, first) + more
+        bench.measure(variants, first)
+        if first == count or all(_steady([made[key] for key in made if key[1] == part]) for part in parts):
+            break
+        first = bench.samples(2 * first)
 
     def rows() -> list[SensitivityRow]:
         return [
@@ -156,6 +165,20 @@ def ranked(rows: Sequence[SensitivityRow], mode: Mode) -> list[SensitivityRow]:
     Those seen on all samples come before those that were not confirmed."""
     sign = 1 if mode == "only" else -1
     return sorted(rows, key=lambda row: (-row.n, sign * row.sqnr))
+
+
+def _steady(variants: Sequence[Variant]) -> bool:
+    """Whether their order by the output's error hardly depends on which samples they have seen: it is compared with the
+    orders that bootstrap draws of the same samples give."""
+    errors = np.stack([np.concatenate(s.errors) for s in {id(v.score): v.score for v in variants}.values()])
+    layers, n = errors.shape
+    if layers < 2:
+        return True
+    drawn = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), RESAMPLES)
+    ranks = np.argsort(np.argsort(errors @ drawn.T, axis=0), axis=0)
+    rank = np.argsort(np.argsort(errors.sum(1)))
+    apart = np.square(ranks - rank[:, None]).sum(0)
+    return float(np.mean(1 - 6 * apart / (layers * (layers**2 - 1)))) >= STEADY
 
 
 def _alone(whole: QuantizedModel, layer: str, part: Part, mode: Mode) -> QConfigMapping | None:

@@ -27,7 +27,7 @@ Instead = Literal["float", "8 bits"]
 INSTEADS: tuple[Instead, ...] = ("float", "8 bits")
 CURVE = "keep curve"
 CONFIRM = 8
-VERSION = 1  # part of every key: raise it when the same request would give something else
+VERSION = 2  # part of every key: raise it when the same request would give something else
 
 
 @dataclass(frozen=True)

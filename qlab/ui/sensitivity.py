@@ -98,8 +98,8 @@ def controls() -> None:
             widgets.kept(
                 st.select_slider, "Layers measured on all samples", list(CONFIRMS), value=chosen[CONFIRM],
                 store=lambda value: chosen.__setitem__(CONFIRM, value), key="sens_confirm",
-                help="Ranks all layers on 128 samples first and measures so many of the worst on all; more of them "
-                "take longer.",
+                help="Ranks all layers on the first 128 samples, or on more where so few leave the order open, and "
+                "measures so many of the worst on all; more of them take longer.",
             )  # fmt: skip
 
 
