@@ -163,3 +163,14 @@ def visit(chromium) -> Iterator[Open]:
     yield open_page
     for context in contexts:
         context.close()
+
+
+@pytest.fixture
+def distributions(server: Server, visit: Open) -> Visit:
+    """Distributions with its picture drawn. What a deep link does on a cold server is the frame's matter."""
+    visit(server)
+    visited = visit(server, "distributions")
+    picture = visited.page.locator(".st-key-dist_picture .js-plotly-plot path.js-line")  # type: ignore[attr-defined]
+    picture.first.wait_for(timeout=60_000)
+    visited.settle()
+    return visited

@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 
 import pytest
 
+from tests.browser.acts import crowd, pick_line, timed, until, watch
+
 pytestmark = pytest.mark.browser
 
-# From the release of the mouse, or a key, to the frame in which the line of the range stands elsewhere.
-WATCH = """
+# Where the lines of the range stand.
+LINES = """
 () => {
-  const drawn = () => {
-    const chart = document.querySelector('.st-key-dist_picture .js-plotly-plot');
-    if (!chart || !chart.querySelector('path.js-line')) return null;
-    return [...chart.querySelectorAll('path.js-line')].map(path => path.getAttribute('d')).join('');
-  };
-  window.armed = name => {
-    const before = drawn();
-    window.took = null;
-    document.addEventListener(name, event => {
-      const look = () => {
-        const now = drawn();
-        if (now === null || now === before) requestAnimationFrame(look);
-        else requestAnimationFrame(() => { window.took = performance.now() - event.timeStamp; });
-      };
-      look();
-    }, {capture: true, once: true});
-  };
+  const lines = [...document.querySelectorAll('.st-key-dist_picture .js-plotly-plot path.js-line')];
+  return lines.length ? lines.map(path => path.getAttribute('d')).join('') : null;
 }
 """
 PICTURE = ".st-key-dist_picture .js-plotly-plot"
@@ -36,13 +22,9 @@ PANELS = {"brackets": 1, "histogram": 0, "error": 3}  # in the order plotly has 
 
 
 @pytest.fixture
-def bench(server, visit):
-    visit(server)
-    visited = visit(server, "distributions")
-    visited.page.locator(f"{PICTURE} path.js-line").first.wait_for(timeout=60_000)
-    visited.settle()
-    visited.page.evaluate(WATCH)
-    return visited
+def bench(distributions):
+    watch(distributions.page, LINES)
+    return distributions
 
 
 def drag(page, first: float, last: float, panel: str = "histogram") -> None:
@@ -57,25 +39,15 @@ def drag(page, first: float, last: float, panel: str = "histogram") -> None:
     page.mouse.up()
 
 
-def timed(page, event: str, act) -> float:
-    page.evaluate("name => window.armed(name)", event)
-    act()
-    page.wait_for_function("() => window.took !== null", timeout=15_000)
-    took = page.evaluate("() => window.took")
-    page.wait_for_timeout(300)
-    return took
+def first_range(bench, first: float = 0.3, last: float = 0.7) -> None:
+    """Drags one and waits until it is the chosen range."""
+    drag(bench.page, first, last)
+    until(bench.page, lambda: "By hand" in words(bench.page))
+    bench.settle()
 
 
 def words(page) -> str:
     return page.locator(".st-key-dist_hand").inner_text()
-
-
-def until(page, condition, *, timeout: float = 15_000) -> None:
-    waited = 0
-    while not condition():
-        page.wait_for_timeout(100)
-        waited += 100
-        assert waited < timeout, "it did not happen"
 
 
 def handles(page):
@@ -93,32 +65,29 @@ def ticks(page) -> list[str]:
 def test_dragging_over_any_panel_is_a_new_range_at_once(bench, record_property):
     page = bench.page
     assert "By hand" not in words(page)
-    took = [timed(page, "mouseup", lambda: drag(page, 0.3, 0.7))]
-    assert "By hand" in words(page)
-    assert "below" in page.get_by_test_id("stMetric").first.inner_text()
+    took = [timed(page, lambda: drag(page, 0.3, 0.7), "mouseup")]
+    until(page, lambda: "By hand" in words(page))
+    until(page, lambda: "below" in page.get_by_test_id("stMetric").first.inner_text())
     before = words(page)
     for panel in ("brackets", "error"):
         share = 0.1 if panel == "brackets" else 0.2
-        took.append(timed(page, "mouseup", lambda p=panel, s=share: drag(page, s, 1 - s, p)))
-        assert words(page) != before
+        took.append(timed(page, lambda p=panel, s=share: drag(page, s, 1 - s, p), "mouseup"))
+        until(page, lambda b=before: words(page) != b)
         before = words(page)
     handles(page).nth(1).focus()
-    took += [timed(page, "keydown", lambda: page.keyboard.press("ArrowLeft")) for _ in range(4)]
-    assert words(page) != before
+    took += [timed(page, lambda: page.keyboard.press("ArrowLeft")) for _ in range(4)]
+    until(page, lambda: words(page) != before)
     print([round(t) for t in took], f"median {statistics.median(took):.0f} ms")
     record_property("median_ms", statistics.median(took))
     # The bar is 300 ms on a quiet machine, as for every change on this page.
-    crowd = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
-    assert statistics.median(took) <= 600 * crowd
+    assert statistics.median(took) <= 600 * crowd()
     assert not bench.errors
     assert not bench.outside
 
 
 def test_each_handle_stands_under_the_end_it_moves(bench):
     page = bench.page
-    drag(page, 0.25, 0.75)
-    until(page, lambda: "By hand" in words(page))
-    bench.settle()
+    first_range(bench, 0.25, 0.75)
     line = page.evaluate(
         """() => { const plot = document.querySelector('.st-key-dist_picture .nsewdrag').getBoundingClientRect();
             const chart = document.querySelector('.st-key-dist_picture .js-plotly-plot');
@@ -133,9 +102,7 @@ def test_each_handle_stands_under_the_end_it_moves(bench):
 
 def test_zooming_and_a_second_click_leave_the_range(bench):
     page = bench.page
-    drag(page, 0.3, 0.7)
-    until(page, lambda: "By hand" in words(page))
-    bench.settle()
+    first_range(bench)
     said, axis = words(page), ticks(page)
     assert page.locator(f"{PICTURE} .select-outline").count() == 0  # the span is the bracket now
     page.locator(f"{PICTURE} .modebar-btn[data-title='Zoom']").click()
@@ -157,19 +124,13 @@ def test_zooming_and_a_second_click_leave_the_range(bench):
 
 def test_a_click_on_an_observer_takes_the_range_off_and_a_change_of_setting_does_not(bench):
     page = bench.page
-    drag(page, 0.3, 0.7)
-    until(page, lambda: "By hand" in words(page))
-    bench.settle()
+    first_range(bench)
     bits = page.locator(".st-key-dist_bits_weight").get_by_role("slider")
     bits.focus()
     page.keyboard.press("ArrowLeft")
     bench.settle()
     assert "By hand" in words(page)
-    table = page.locator(".st-key-dist_table_hand canvas").first
-    table.scroll_into_view_if_needed()
-    page.wait_for_timeout(500)  # a table that comes into view draws itself once more
-    corner = table.bounding_box()
-    page.mouse.click(corner["x"] + 16, corner["y"] + 35 * 3 + 17)
+    pick_line(page, page.locator(".st-key-dist_table_hand canvas").first, 3)
     until(page, lambda: "By hand" not in words(page))
     assert page.locator(".st-key-dist_observer input").input_value() == "mse"
     assert not bench.errors
@@ -177,8 +138,7 @@ def test_a_click_on_an_observer_takes_the_range_off_and_a_change_of_setting_does
 
 def test_a_range_is_measured_kept_and_listed_on_experiment(bench):
     page = bench.page
-    drag(page, 0.3, 0.7)
-    until(page, lambda: "By hand" in words(page))
+    first_range(bench)
     page.get_by_role("button", name="Measure accuracy").click()
     page.locator(".st-key-dist_hand_found").get_by_text("By hand, simulated").wait_for(timeout=180_000)
     bench.settle()
@@ -189,11 +149,7 @@ def test_a_range_is_measured_kept_and_listed_on_experiment(bench):
     page.get_by_text("Noise each layer adds itself").wait_for(timeout=60_000)  # the last thing that moves the table
     bench.settle()
     page.wait_for_timeout(1000)
-    table = page.locator("[class*=st-key-exp_ranges_]").first
-    table.scroll_into_view_if_needed()
-    page.wait_for_timeout(500)  # a table that comes into view draws itself once more
-    corner = table.bounding_box()
-    page.mouse.click(corner["x"] + 16, corner["y"] + 35 + 17)
+    pick_line(page, page.locator("[class*=st-key-exp_ranges_]").first, 1)
     page.keyboard.press("Delete")
     until(page, lambda: page.get_by_text("Ranges set by hand").count() == 0)
     assert not bench.errors

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import statistics
 import time
@@ -11,6 +10,7 @@ import time
 import pytest
 
 from qlab.lab.store import Store
+from tests.browser.acts import click_middle, crowd, pick_line, timed, watch
 from tests.browser.conftest import start_server, stop_server
 from tests.many_runs import fill, one_run
 
@@ -18,29 +18,14 @@ pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 
 COUNT = 1000
 # The first rows of a table as painted: its accessible twin follows 200 ms later.
-WATCH = """
+ROWS = """
 key => {
-  const shown = () => {
-    const canvas = document.querySelector(`.st-key-${key} canvas`);
-    if (!canvas || !canvas.width) return null;
-    const pixels = canvas.getContext('2d').getImageData(0, 36, Math.min(canvas.width, 700), 140).data;
-    let sum = 0;
-    for (let i = 0; i < pixels.length; i += 4) sum = (sum * 31 + pixels[i]) | 0;
-    return sum;
-  };
-  window.armed = () => {
-    const before = shown();
-    window.took = null;
-    document.addEventListener('keydown', event => {
-      const painted = () => { window.took = performance.now() - event.timeStamp; };
-      const look = () => {
-        const now = shown();
-        // One frame later what was drawn is on the screen.
-        requestAnimationFrame(now !== null && now !== before ? painted : look);
-      };
-      look();
-    }, {capture: true, once: true});
-  };
+  const canvas = document.querySelector(`.st-key-${key} canvas`);
+  if (!canvas || !canvas.width) return null;
+  const pixels = canvas.getContext('2d').getImageData(0, 36, Math.min(canvas.width, 700), 140).data;
+  let sum = 0;
+  for (let i = 0; i < pixels.length; i += 4) sum = (sum * 31 + pixels[i]) | 0;
+  return sum;
 }
 """
 
@@ -55,23 +40,11 @@ def many(tmp_path_factory):
     stop_server(server)
 
 
-def crowd() -> float:
-    """How much longer things may take where other work shares the cores."""
-    return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
-
-
 def changes(page, key: str, box: str, keys: list[str]) -> list[float]:
     """Milliseconds from each of these keys, typed into a box, to the table that is drawn anew."""
-    page.evaluate(WATCH, key)
+    watch(page, ROWS, key)
     page.locator(f".st-key-{box} input").click()
-    took = []
-    for pressed in keys:
-        page.evaluate("() => window.armed()")
-        page.keyboard.press(pressed)
-        page.wait_for_function("() => window.took !== null", timeout=15_000)
-        took.append(page.evaluate("() => window.took"))
-        page.wait_for_timeout(250)
-    return took
+    return [timed(page, lambda pressed=pressed: page.keyboard.press(pressed)) for pressed in keys]
 
 
 @pytest.mark.parametrize("path", ["runs", "compare?model=outlier_mlp"])
@@ -134,7 +107,7 @@ def test_a_click_on_a_point_picks_its_run(many, visit):
     panel.get_by_text("run 0", exact=True).wait_for(timeout=15_000)  # the most accurate
     place = [points.nth(i).bounding_box() for i in range(3)]
     box = min(place, key=lambda b: -b["y"])  # the least accurate stands lowest
-    page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    click_middle(page, box)
     store = Store(server.log_path.parent)
     accuracies = {store.get_run(i).name or i: store.get_run(i).headline.accuracy for i in (ids[0], ids[300], ids[-1])}
     store.close()
@@ -161,9 +134,7 @@ def test_ticking_runs_in_the_picker_compares_them(many, visit):
     page.locator(".st-key-compare_pick_words input").fill("run 77")
     page.get_by_text("shown. What is ticked").wait_for(timeout=15_000)
     visited.settle()
-    grid.scroll_into_view_if_needed()
-    corner = grid.bounding_box()
-    page.mouse.click(corner["x"] + 16, corner["y"] + 35 + 17)
+    pick_line(page, grid, 1)
     page.get_by_text(f"2 of {COUNT:,} finished experiments").wait_for(timeout=15_000)
     visited.settle()
     assert "runs=" in page.url
@@ -213,8 +184,7 @@ def test_a_deleted_run_comes_back_with_undo(many, visit):
     only = page.get_by_text(re.compile(r"^1 of [\d,]+ runs"))
     only.wait_for(timeout=15_000)
     visited.settle()
-    corner = page.locator(".st-key-runs_table canvas").first.bounding_box()
-    page.mouse.click(corner["x"] + 16, corner["y"] + 35 + 17)
+    pick_line(page, page.locator(".st-key-runs_table canvas").first, 1)
     page.get_by_role("button", name="Delete this run").click()
     undo = page.get_by_role("button", name="Undo")
     undo.wait_for(timeout=15_000)

@@ -2,49 +2,24 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 
 import pytest
 
+from tests.browser.acts import click_middle, crowd, pick_line, timed, until, watch
+
 pytestmark = pytest.mark.browser
 
 # What the picture shows, as drawn: all lines and all words. It changes exactly when a new chart has been painted.
-WATCH = """
+DRAWN = """
 () => {
-  const drawn = () => {
-    const chart = document.querySelector('.st-key-dist_picture .js-plotly-plot');
-    if (!chart || !chart.querySelector('path.js-line')) return null;
-    const axes = chart.querySelectorAll('.yaxislayer-above, .yaxislayer-below');
-    return [...chart.querySelectorAll('path.js-line')].map(path => path.getAttribute('d')).join('')
-        + chart.querySelector('.infolayer').textContent + [...axes].map(axis => axis.innerHTML).join('');
-  };
-  window.armed = () => {
-    const before = drawn();
-    window.took = null;
-    const start = event => {
-      const painted = () => { window.took = performance.now() - event.timeStamp; };
-      const look = () => {
-        const now = drawn();
-        // One frame later what was drawn is on the screen.
-        requestAnimationFrame(now !== null && now !== before ? painted : look);
-      };
-      look();
-    };
-    document.addEventListener('keydown', start, {capture: true, once: true});
-  };
+  const chart = document.querySelector('.st-key-dist_picture .js-plotly-plot');
+  if (!chart || !chart.querySelector('path.js-line')) return null;
+  const axes = chart.querySelectorAll('.yaxislayer-above, .yaxislayer-below');
+  return [...chart.querySelectorAll('path.js-line')].map(path => path.getAttribute('d')).join('')
+      + chart.querySelector('.infolayer').textContent + [...axes].map(axis => axis.innerHTML).join('');
 }
 """
-
-
-def change(page, press) -> float:
-    """Milliseconds from the key to the painted picture."""
-    page.evaluate("() => window.armed()")
-    press()
-    page.wait_for_function("() => window.took !== null", timeout=15_000)
-    took = page.evaluate("() => window.took")
-    page.wait_for_timeout(250)
-    return took
 
 
 def slider(page):
@@ -57,24 +32,19 @@ def choose(page, key: str, option: str) -> float:
     box.click()
     box.fill(option)
     page.get_by_role("option", name=option, exact=True).wait_for()
-    return change(page, lambda: page.keyboard.press("Enter"))
+    return timed(page, lambda: page.keyboard.press("Enter"))
 
 
 @pytest.fixture
-def bench(server, visit):
-    # Someone has been here before: what a deep link does on a cold server is the frame's matter, and tested there.
-    visit(server)
-    visited = visit(server, "distributions")
-    visited.page.locator(".st-key-dist_picture .js-plotly-plot path.js-line").first.wait_for(timeout=60_000)
-    visited.settle()
-    visited.page.evaluate(WATCH)
-    return visited
+def bench(distributions):
+    watch(distributions.page, DRAWN)
+    return distributions
 
 
 def test_a_change_is_a_new_picture_at_once(bench, record_property):
     page = bench.page
     slider(page).focus()
-    took = {"bits": [change(page, lambda: page.keyboard.press("ArrowLeft")) for _ in range(5)]}
+    took = {"bits": [timed(page, lambda: page.keyboard.press("ArrowLeft")) for _ in range(5)]}
     took["observer"] = [choose(page, "dist_observer", name) for name in ("mse", "percentile", "entropy", "min_max")]
     took["scheme"] = [choose(page, "dist_scheme", name) for name in ("tensor · affine", "tensor · symmetric")]
     every = [t for times in took.values() for t in times]
@@ -82,8 +52,7 @@ def test_a_change_is_a_new_picture_at_once(bench, record_property):
     print(f"median {statistics.median(every):.0f} ms over {len(every)} changes")
     record_property("median_ms", statistics.median(every))
     # The bar is 300 ms on a quiet machine. Here it is wide, and wider where other work shares the cores.
-    crowd = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
-    assert statistics.median(every) <= 600 * crowd
+    assert statistics.median(every) <= 600 * crowd()
     assert not bench.errors
     assert not bench.outside
 
@@ -96,23 +65,10 @@ def bold(page) -> str:
     )
 
 
-def until(page, condition, *, timeout: float = 15_000) -> None:
-    waited = 0
-    while not condition():
-        page.wait_for_timeout(100)
-        waited += 100
-        assert waited < timeout, "it did not happen"
-
-
 def test_a_click_on_a_line_of_the_table_chooses_its_observer(bench):
     page = bench.page
     assert bold(page) == "min_max"
-    table = page.locator(".st-key-dist_table canvas").first
-    table.scroll_into_view_if_needed()
-    page.wait_for_timeout(500)  # a table that comes into view draws itself once more
-    # Heading and lines are 35 pixels high; mse is the third line.
-    corner = table.bounding_box()
-    page.mouse.click(corner["x"] + 16, corner["y"] + 35 * 3 + 17)
+    pick_line(page, page.locator(".st-key-dist_table canvas").first, 3)  # mse
     until(page, lambda: bold(page) == "mse")
     assert page.locator(".st-key-dist_observer input").input_value() == "mse"
     choose(page, "dist_observer", "percentile")
@@ -127,8 +83,7 @@ def test_a_click_on_a_channel_shows_it_and_leaves_the_other_chart_in_place(bench
     bars.first.wait_for(timeout=15_000)
     bench.settle()
     bars.nth(4).scroll_into_view_if_needed()
-    box = bars.nth(4).bounding_box()
-    page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    click_middle(page, bars.nth(4).bounding_box())
     until(page, lambda: page.get_by_text("channel 4 ·").count() > 0)
     bench.settle()
     page.wait_for_timeout(1000)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import pytest
 
+from tests.browser.acts import click_middle, pick_line
+
 pytestmark = pytest.mark.browser
 
 PICTURE = ".st-key-graph_frame .js-plotly-plot"
 
 
-def middle(page, text: str) -> tuple[float, float]:
-    box = page.locator(f"{PICTURE} .bartext", has_text=text).first.bounding_box()
-    return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+def click(page, text: str) -> None:
+    click_middle(page, page.locator(f"{PICTURE} .bartext", has_text=text).first.bounding_box())
 
 
 def test_a_click_opens_a_module_and_chooses_an_op_or_a_line(server, visit) -> None:
@@ -20,17 +21,16 @@ def test_a_click_opens_a_module_and_chooses_an_op_or_a_line(server, visit) -> No
     page.locator(PICTURE).wait_for(timeout=120_000)
     visited.settle(60)
     assert page.locator(f"{PICTURE} .bartext", has_text="softmax").count() == 0
-    page.mouse.click(*middle(page, "blocks.0.attention"))
+    click(page, "blocks.0.attention")
     page.locator(f"{PICTURE} .bartext", has_text="softmax").first.wait_for()
     visited.settle(60)
-    page.mouse.click(*middle(page, "blocks.0.attention.query"))
+    click(page, "blocks.0.attention.query")
     details = page.locator(".st-key-graph_details")
     details.get_by_text("blocks.0.attention.query (linear)").wait_for()
     visited.settle(60)
     diamond = page.locator(f"{PICTURE} .scatterlayer .trace").last.locator(".points path").first
     # the first conversion: what the embedding gives is put on a grid
-    box = diamond.bounding_box()
-    page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    click_middle(page, diamond.bounding_box())
     details.get_by_text("embedding (embedding)").wait_for()
     visited.settle(60)
     page.get_by_role("button", name="Why?").click()
@@ -47,9 +47,7 @@ def test_a_line_of_the_table_is_picked_and_mended(server, visit) -> None:
     page = visited.page
     page.locator(".st-key-ledger_details").get_by_text("fc (linear)").wait_for(timeout=120_000)
     visited.settle(60)
-    table = page.get_by_test_id("stDataFrame").first
-    box = table.bounding_box()
-    page.mouse.click(box["x"] + 16, box["y"] + 36 + 18)  # the left edge of the first line
+    pick_line(page, page.get_by_test_id("stDataFrame").first, 1)
     page.locator(".st-key-ledger_details").get_by_text("conv1 (conv2d)").wait_for()
     assert page.evaluate("document.scrollingElement.scrollWidth <= window.innerWidth")
     assert not visited.errors

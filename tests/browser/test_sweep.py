@@ -11,6 +11,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from qlab.lab.store import DONE, FAILED, OPEN, Run, Store
+from tests.browser.acts import click_middle
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 
@@ -75,7 +76,6 @@ def test_a_sweep_survives_the_death_of_the_app(launch, visit) -> None:
     chart = page.locator(".js-plotly-plot").first
     chart.scroll_into_view_if_needed()
     page.wait_for_timeout(1000)
-    box = chart.locator(".scatterlayer path.point >> visible=true").first.bounding_box()
-    page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    click_middle(page, chart.locator(".scatterlayer path.point >> visible=true").first.bounding_box())
     page.get_by_role("heading", level=1, name="What does this configuration cost?").wait_for(timeout=PATIENCE)
     assert parse_qs(urlsplit(page.url).query)["run"][0] in {run.id for run in runs}
