@@ -32,7 +32,7 @@ NO_REMEDY: Mapping[Cause, str] = {
     "integer_input": "It reads whole numbers or truth values; a grid is for float tensors.",
     "infinite": "A grid has a lowest and a highest value, so none holds minus infinity. The ops around it are "
     "quantized all the same; the mask itself costs no products.",
-    "float_input": "It computes nothing: it shares the grid of what it reads. Quantize that, and it follows.",
+    "float_input": "It computes nothing: it takes over the grid of what it reads, and what it reads here gives floats.",
     "unsupported": "No integer kernel of the runtimes computes it, so it stays in float between a dequantize and a "
     "quantize. No config changes that.",
 }
@@ -187,10 +187,10 @@ def _reaching(
 ) -> Iterator[_Way]:
     """This config for the layer alone, and for every op of its type where it has more than one."""
     yield _Way("layer", _remedy(title.format(row.layer), sentence, mapping, _by_name(mapping, row, config)))
-    same = sum(op == row.op for _, op in _layers(model))
-    if same > 1:
-        new = mapping.replace(by_type={**mapping.by_type, row.op: config})
-        sentence = f"{sentence} For all {same} ops of this type that no rule names."
+    new = mapping.replace(by_type={**mapping.by_type, row.op: config})
+    same = [name for name, op in _layers(model) if op == row.op and new.resolve(name, op).rule == f"by_type {op}"]
+    if len(same) > 1:
+        sentence = f"{sentence} For all {len(same)} ops of this type that no rule for their name reaches."
         yield _Way("group", _remedy(title.format(f"every {row.op}"), sentence, mapping, new))
 
 
@@ -235,7 +235,8 @@ def _remedy(title: str, sentence: str, before: QConfigMapping, after: QConfigMap
 def groups_with_remedies(
     ledger: Sequence[LedgerRow], mapping: QConfigMapping, model: Model, infinite: Mapping[str, int] | None = None
 ) -> list[tuple[list[LedgerRow], list[Remedy]]]:
-    """Ops with a weight that are float, those of one cause, rule and type together, and what helps all of them."""
+    """Ops with a weight that are float, those of one cause, rule and type together, and what helps all of them; those
+    it leaves float are a group of their own."""
     groups: dict[tuple[str, str, str], list[LedgerRow]] = {}
     for row in ledger:
         if OP_TYPES[row.op].role in WEIGHTED and not row.quantized:
@@ -244,5 +245,14 @@ def groups_with_remedies(
     for rows in groups.values():
         ways = _ways(rows[0], mapping, model, infinite or {})
         wanted = ways if len(rows) == 1 else [way for way in ways if way.reach != "layer"]
-        out.append((rows, [way.remedy for way in wanted]))
-    return out
+        remedies = [way.remedy for way in wanted]
+        helped = {row.layer for row in rows}.intersection(
+            *(_quantized(model, remedy.mapping, infinite or {}) for remedy in remedies)
+        )
+        out.append(([row for row in rows if row.layer in helped], remedies))
+        out.append(([row for row in rows if row.layer not in helped], []))
+    return [(rows, remedies) for rows, remedies in out if rows]
+
+
+def _quantized(model: Model, mapping: QConfigMapping, infinite: Mapping[str, int]) -> set[str]:
+    return {row.layer for row in place(model, mapping, infinite).ledger if row.quantized}

@@ -331,3 +331,40 @@ def test_a_tensor_that_was_never_observed_is_found_and_can_stay_float(mixed, kno
     remedy = unseen_remedy(found, mapping, mixed, partly)
     assert not row_of(mixed, remedy.mapping, "fc2", partly).quantized
     assert unseen(mixed, place(mixed, mapping), known) == []
+
+
+def test_a_remedy_for_a_type_leaves_out_whom_it_does_not_help():
+    """Three linears that no rule names: the weight of one is computed at every call."""
+
+    class Three(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.hyper = nn.Linear(6, 6), nn.Linear(6, 6), nn.Parameter(torch.randn(6, 6))
+
+        def forward(self, x):
+            return self.b(nn.functional.linear(self.a(x), torch.tanh(self.hyper)))
+
+    model = qlab.load_model(Three().eval(), torch.randn(2, 6))
+    mapping = QConfigMapping()
+    groups = groups_with_remedies(place(model, mapping).ledger, mapping, model)
+    assert [[row.layer for row in rows] for rows, _ in groups] == [["a", "b"], ["linear"]]
+    assert groups[0][1] != []
+    assert groups[1][1] == []
+
+
+def test_a_remedy_for_a_type_counts_whom_it_reaches(mixed):
+    mapping = QConfigMapping(default=DYNAMIC, by_name={"conv2": None})
+    row = next(r for r in place(mixed, mapping).ledger if r.layer == "conv1")
+    assert not any("every conv2d" in remedy.title for remedy in remedies_of(row, mapping, mixed))
+    everywhere = remedies_of(row, QConfigMapping(default=DYNAMIC), mixed)
+    assert any("For all 2 ops of this type" in remedy.sentence for remedy in everywhere)
+
+
+def test_what_follows_a_layer_with_float_outputs_stays_float(mixed):
+    mapping = QConfigMapping(default=WEIGHT_ONLY)
+    rows = {r.layer: r for r in place(mixed, mapping).ledger}
+    assert rows["conv1"].quantized
+    assert rows["relu"].cause == "float_input"
+    told = why_none(rows["relu"], mixed)
+    assert "gives floats" in told
+    assert told.endswith("It reads conv1.")
