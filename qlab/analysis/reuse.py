@@ -134,9 +134,10 @@ class Plan:
             if node not in kept:
                 finished.setdefault(reader, []).append(node)
         self.steps = [Step(n, numbers[n], tuple(finished.get(n, ()))) for n in order]
-        self._quick = Quick(gm, order, kept) if quick else None
         self._held: Values = {} if numbering is None else numbering.held
         self._constant = lasting(gm, numbers) & numbering.constant if numbering is not None else frozenset()
+        # What is held for all plans is held as it is: another one reads it in another way.
+        self._quick = Quick(gm, [n for n in order if numbers[n] not in self._constant], kept) if quick else None
 
     def sizes(self, inputs: tuple[Tensor, ...]) -> dict[int, int]:
         """Bytes of what each step gives for these inputs, by number."""

@@ -170,10 +170,11 @@ def ranked(rows: Sequence[SensitivityRow], mode: Mode) -> list[SensitivityRow]:
 def _steady(variants: Sequence[Variant]) -> bool:
     """Whether their order by the output's error hardly depends on which samples they have seen: it is compared with the
     orders that bootstrap draws of the same samples give."""
-    errors = np.stack([np.concatenate(s.errors) for s in {id(v.score): v.score for v in variants}.values()])
-    layers, n = errors.shape
-    if layers < 2:
+    scores = {id(v.score): v.score for v in variants}.values()
+    if len(scores) < 2:
         return True
+    errors = np.stack([np.concatenate(score.errors) for score in scores])
+    layers, n = errors.shape
     drawn = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), RESAMPLES)
     ranks = np.argsort(np.argsort(errors @ drawn.T, axis=0), axis=0)
     rank = np.argsort(np.argsort(errors.sum(1)))

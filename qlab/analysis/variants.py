@@ -151,11 +151,9 @@ class Bench:
     def _groups(self, variants: Sequence[Variant], inputs: tuple[Tensor, ...]) -> list[list[Variant]]:
         """Neighbours whose values of the base may all be held at once; one that needs more by itself is alone."""
         if self._sizes is None:
-            few = inputs if self.model.fixed_batch else tuple(x[:1] for x in inputs)  # one sample tells as much
-            times = len(inputs[0]) // len(few[0])
             constant = self._numbering.constant  # held once, for all batches
-            sizes = self._base.sizes(few).items()
-            self._sizes = {number: 0 if number in constant else times * size for number, size in sizes}
+            sizes = self._base.sizes(inputs).items()
+            self._sizes = {number: 0 if number in constant else size for number, size in sizes}
         groups: list[list[Variant]] = []
         taken: frozenset[int] = frozenset()
         for variant in variants:

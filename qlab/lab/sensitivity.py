@@ -72,16 +72,16 @@ def at_8_bits(config: QConfig) -> QConfig:
 
 
 def instead_of(mapping: QConfigMapping, curve: Instead) -> QConfig | None:
-    """What a layer gets that is kept out of this config: None for float, or the default at 8 bits.
+    """What a layer gets that is kept out of this config: None for float, or the first rule of fewer bits at 8.
 
     Raises InvalidConfig where the config has 8 bits anyway.
     """
     if curve == "float":
         return None
-    given = next((rule for rule in mapping.rules if rule is not None), None)
-    if given is None or at_8_bits(given) == given:
+    fewer = [rule for rule in mapping.rules if rule is not None and at_8_bits(rule) != rule]
+    if not fewer:
         raise InvalidConfig("this config has 8 bits already: keep layers float, or choose one with fewer bits.")
-    return at_8_bits(given)
+    return at_8_bits(fewer[0])
 
 
 def order_of(found: Sensitivity) -> list[str]:

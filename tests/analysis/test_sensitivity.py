@@ -224,10 +224,12 @@ def test_too_much_to_hold_at_once_is_run_group_by_group(residual, mode, monkeypa
 @pytest.mark.parametrize("mode", ["only", "all_but"])
 def test_the_worst_of_a_first_look_are_confirmed_on_all(residual, mode) -> None:
     model, data, calib = residual
-    data = few(data, 300)
-    whole = sensitivity(model, data, LOW, calib, mode)
-    first = sensitivity(model, few(data, PROXY_SAMPLES), LOW, calib, mode)
-    found = sensitivity(model, data, LOW, calib, mode, confirm=3)
+    data, mapping = few(data, 300), qlab.presets["w4a8"]
+    whole = sensitivity(model, data, mapping, calib, mode)
+    found = sensitivity(model, data, mapping, calib, mode, confirm=3)
+    looked = min(row.n for row in found)
+    assert PROXY_SAMPLES <= looked < 300
+    first = sensitivity(model, few(data, looked), mapping, calib, mode)
     assert (found.base, found.float) == (whole.base, whole.float)
     worst = [row.layer for row in first.ranked()[:3]]
     assert {row.layer for row in found if found.confirmed(row)} == set(worst)
@@ -435,3 +437,53 @@ def test_beyond_chance() -> None:
     assert not Paired(100, 5, 0, 0.1, 0.06).accuracy_differs
     assert Paired(100, 5, 0, -0.1, 0.04).loss_differs
     assert not Paired(100, 5, 0, -0.1, 0.06).loss_differs
+
+
+# --- odd networks -----------------------------------------------------------------------------------------------------
+
+
+class Queries(nn.Module):
+    """A parameter that a linear reads, and the network itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.latent, self.project, self.head = nn.Parameter(torch.randn(5, 8)), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.head((x * self.project(self.latent) + self.latent).mean(1))
+
+
+class Squeezed(nn.Module):
+    """Runs with more than one sample only."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 8, 3), nn.Linear(16, 3)
+
+    def forward(self, x):
+        x = torch.relu(self.conv(x)).mean((2, 3), keepdim=True).squeeze()
+        return self.head(torch.cat([x, x], 1))
+
+
+@pytest.mark.parametrize("mode", ["only", "all_but"])
+@pytest.mark.parametrize(("network", "shape"), [(Queries, (5, 8)), (Squeezed, (3, 8, 8))])
+def test_odd_networks(network, shape, mode) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(128, *shape)
+    model, data = qlab.load_model(network().eval(), x[:4].clone()), qlab.load_dataset(x.numpy())
+    mapping = qlab.presets["x86"]
+    calib = qlab.calibrate(model, data)
+    found = sensitivity(model, data, mapping, calib, mode)
+    assert len(found) >= 2
+    for row in found:
+        check(row, model, data, CONFIG_OF[mode](mapping, row.layer, row.op), calib)
+
+
+@pytest.mark.parametrize("preset", ["dynamic", "int8_weight_only"])
+def test_a_part_that_no_layer_has_is_ranked_too(preset) -> None:
+    torch.manual_seed(0)
+    model = qlab.load_model(nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)).eval(), torch.randn(4, 8))
+    data = qlab.load_dataset(torch.randn(600, 8).numpy())
+    assert list(sensitivity(model, data, qlab.presets[preset], parts=("activation",), confirm=0)) == []
+    both = sensitivity(model, data, qlab.presets[preset], parts=("both", "activation"), confirm=0)
+    assert {row.part for row in both} == {"both"}

@@ -107,6 +107,8 @@ def test_8_bits_are_at_least_8() -> None:
     assert raised.weight.qscheme == "per_channel_symmetric"
     assert at_8_bits(presets["int4_weight_only"].default).activation is None
     assert instead_of(LOW, "8 bits") == at_8_bits(LOW.default)
+    one_layer = presets["x86"].replace(by_name={"fc": LOW.default})
+    assert instead_of(one_layer, "8 bits") == at_8_bits(LOW.default)
     assert instead_of(presets["x86"], "float") is None
     with pytest.raises(InvalidConfig, match="has 8 bits already"):
         instead_of(presets["x86"], "8 bits")
