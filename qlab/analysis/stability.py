@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,7 @@ from qlab.graph.capture import Model
 from qlab.graph.equalize import network_of
 from qlab.graph.placement import place
 from qlab.quant.packed import Packed, merge_packed
+from qlab.quant.stats import TensorStats
 
 CHUNK = 8  # samples that are drawn together, where there are enough
 FEWEST, MOST = 16, 128  # chunks
@@ -114,10 +116,14 @@ class Stability:
         if self.steady(largest):
             return None
         figures = [draw.figure for draw in self.at(largest)]
+        ends = f"{100 * min(figures):.1f} to {100 * max(figures):.1f} %"
+        found = (
+            f"give {ends}, and the worst is worse beyond chance"
+            if self.labelled
+            else f"name the same class as the whole calibration for {ends} of the samples"
+        )
         return (
-            f"The result hangs on the sample: {len(figures)} calibrations of {largest} samples give "
-            f"{100 * min(figures):.1f} to {100 * max(figures):.1f} %, and the worst is worse beyond chance. Calibrate "
-            "with "
+            f"The result hangs on the sample: {len(figures)} calibrations of {largest} samples {found}. Calibrate with "
             "more samples, or with an observer that does not follow single values."
         )
 
@@ -131,8 +137,8 @@ def stability(
     becomes of scales and accuracy. Simulated; the same seed gives the same.
 
     sizes: samples, rounded up to whole chunks, which are also the batches a moving average sees; None: 1, 4, 16, …
-    chunks and all. evaluated: at most so many evaluation samples. Source of drawing with replacement: the bootstrap,
-    Efron 1979.
+    chunks and all. Chunks are of one size or one sample smaller, so that a size is the mean of its draws. evaluated: at
+    most so many evaluation samples. Source of drawing with replacement: the bootstrap, Efron 1979.
     Raises InvalidConfig (no range comes from the data), DataMismatch (fewer than two chunks), NonFinite.
     """
     part = data.calibration
@@ -142,18 +148,28 @@ def stability(
     count = len(part) // chunk if fixed else -(-len(part) // chunk)
     if count < 2:
         raise DataMismatch(f"{len(part)} calibration samples are too few to draw from: give at least two batches.")
-    placement = place(network, mapping)
-    watched = {p.tensor for p in placement.activations if p.kind == "observed"}
+    watched = _watched(network, mapping, {})
     if not watched and not mapping.correct_bias:
         raise InvalidConfig("no range of this config comes from the calibration data, so none can depend on it.")
     rng = np.random.default_rng(seed)
-    order = rng.permutation(len(part))
-    chunks: list[_Chunk] = []
-    for number in range(count):
-        if progress is not None:
-            progress(GATHER, number, count)
-        held = part.subset(np.sort(order[number * chunk : (number + 1) * chunk]))
-        chunks.append(_Chunk.of(calibrate(model, held, chunk, mapping=mapping), watched))
+    order = rng.permutation(len(part))[: count * chunk]
+    held = [part.subset(np.sort(samples)) for samples in np.array_split(order, count)]
+
+    def gathered() -> list[_Chunk]:
+        found = []
+        for number, samples in enumerate(held):
+            if progress is not None:
+                progress(GATHER, number, count)
+            found.append(_Chunk.of(calibrate(model, samples, chunk, mapping=mapping), watched))
+        return found
+
+    chunks = gathered()
+    all_together = _together(chunks)
+    masks = {name: all_together[name] for name in all_together.infinite}
+    if more := _watched(network, mapping, all_together.infinite) - watched:
+        watched |= more
+        chunks = gathered()
+        all_together = _together(chunks)
     counts = sorted({min(count, max(1, -(-size // chunk))) for size in sizes}) if sizes else _growing(count)
     seen = data.evaluation.subset(range(min(evaluated, len(data.evaluation))))
     total, done = len(counts) * resamples + 1, 0
@@ -168,26 +184,31 @@ def stability(
         kept = {key: scale for key, scale in scales.items() if qmodel.points[key].kind == "observed"}
         return evaluate(qmodel, seen, reference, batch_size, sqnr_samples=0), kept
 
-    whole, whole_scales = measured(_together(chunks), model)
+    whole, whole_scales = measured(all_together, model)
     draws: list[Draw] = []
     scales: dict[str, dict[int, list[float]]] = {key: {} for key in whole_scales}
     for n in counts:
+        size = round(n * len(order) / count)
         for _ in range(resamples):
             chosen = rng.integers(0, count, n)
-            calib = _together([chunks[i] for i in chosen])
+            calib = _together([chunks[i] for i in chosen], masks)
             found, own = measured(calib, whole)
             p = None if seen.targets is None else compare(whole, found, seen.targets).p
             assert found.agreement is not None
-            draws.append(Draw(n * chunk, found.accuracy, found.agreement, p))
+            draws.append(Draw(size, found.accuracy, found.agreement, p))
             for key, scale in own.items():
-                scales[key].setdefault(n * chunk, []).append(scale)
+                scales[key].setdefault(size, []).append(scale)
     spreads = [
         Spread(key, whole_scales[key], {n: np.array(values) for n, values in of.items()}) for key, of in scales.items()
     ]
-    largest = counts[-1] * chunk
-    spreads.sort(key=lambda s: -s.relative(largest))
+    spreads.sort(key=lambda s: -s.relative(draws[-1].samples))
     figure = whole.accuracy if whole.accuracy is not None else 1.0
     return Stability(tuple(draws), tuple(spreads), figure, chunk, len(seen), seen.targets is not None)
+
+
+def _watched(network: Model, mapping: QConfigMapping, infinite: Mapping[str, int]) -> set[str]:
+    """The tensors whose range comes from the data. infinite: as for `place`."""
+    return {p.tensor for p in place(network, mapping, infinite).activations if p.kind == "observed"}
 
 
 def _growing(count: int) -> list[int]:
@@ -210,8 +231,12 @@ class _Chunk:
         return cls(Calibration({}, calib.aliases, calib.model_hash, calib.samples, calib.means), packed)
 
 
-def _together(chunks: Sequence[_Chunk]) -> Calibration:
-    """The calibration of these chunks in this order, whichever order the data had."""
+def _together(chunks: Sequence[_Chunk], masks: Mapping[str, TensorStats] = MappingProxyType({})) -> Calibration:
+    """The calibration of these chunks in this order, whichever order the data had.
+
+    masks: of tensors that hold infinities somewhere in the data, whether these chunks have seen one or not: they are on
+    no grid, and the ops around them are placed as over all data.
+    """
     stats = {}
     for name in chunks[0].packed:
         parts, first = [], 0
@@ -220,5 +245,6 @@ def _together(chunks: Sequence[_Chunk]) -> Calibration:
             parts.append({**chunk.packed[name], "batch_index": np.arange(first, first + batches)})
             first += batches
         stats[name] = merge_packed(parts)
+    stats.update(masks)
     head = merge_calibrations([chunk.calib for chunk in chunks])  # samples and means
     return Calibration(stats, head.aliases, head.model_hash, head.samples, head.means)

@@ -4,6 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 import qlab
 from qlab.analysis.stability import Draw, Spread, Stability, stability
@@ -113,3 +115,47 @@ def test_corrected_biases_and_moving_averages_are_drawn_too(small):
     )
     found = stability(model, data, moving, resamples=2, evaluated=64)
     assert found.whole > 0.5
+
+
+class Masked(nn.Module):
+    """Attention that leaves padding out."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.query, self.head = nn.Embedding(20, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, tokens):
+        x = self.table(tokens)
+        scores = self.query(x) @ x.transpose(-1, -2)
+        scores = scores.masked_fill((tokens == 0)[:, None, :], float("-inf"))
+        return self.head((torch.softmax(scores, -1) @ x).mean(1))
+
+
+def test_padding_in_a_few_samples_is_no_range_in_any_draw():
+    torch.manual_seed(0)
+    tokens = torch.randint(1, 20, (200, 6))
+    tokens[::40, 3:] = 0
+    model, data = qlab.load_model(Masked().eval(), (tokens[:4],)), qlab.load_dataset(tokens.numpy())
+    calib = qlab.calibrate(model, data)
+    assert "masked_fill" in calib.infinite
+    found = stability(model, data, STEADY, resamples=4)
+    direct = qlab.convert(model, STEADY, calib)
+    assert {s.tensor for s in found.spreads} == {k for k, p in direct.points.items() if p.kind == "observed"}
+    assert all(len(values) == 4 for spread in found.spreads for values in spread.scales.values())
+
+
+@pytest.mark.parametrize(("n", "sizes"), [(100, [6, 24, 94, 100]), (129, [8, 30, 121, 129]), (5, [1, 4, 5])])
+def test_a_size_counts_the_samples_that_are_drawn(n, sizes):
+    torch.manual_seed(0)
+    model = qlab.load_model(nn.Linear(8, 3).eval(), torch.randn(4, 8))
+    found = stability(model, qlab.load_dataset(torch.randn(n, 8).numpy()), STEADY, resamples=1)
+    assert found.sizes == sizes
+    assert all(set(spread.scales) == set(sizes) for spread in found.spreads)
+
+
+def test_without_labels_nothing_is_said_of_chance():
+    draws = (Draw(8, None, 0.8, None), Draw(8, None, 1.0, None))
+    found = Stability(draws, (), 1.0, 8, 200, labelled=False)
+    assert not found.steady(8)
+    assert "name the same class as the whole calibration for 80.0 to 100.0 % of the samples" in found.warning
+    assert "chance" not in found.warning
