@@ -363,9 +363,8 @@ class _Placer:
 
     def _mark_output(self, node: fx.Node, layer: str) -> None:
         end = node
-        if op_type(node) in ("lstm", "gru"):
-            firsts = [u for u in node.users if u.args[1] == 0]
-            end = firsts[0] if firsts else node
+        if op_type(node) in ("lstm", "gru"):  # the sequence, or of what is read the first: hidden state, cell
+            end = min(node.users, key=lambda u: u.args[1], default=node)  # type: ignore[arg-type, return-value]
         self.out.outputs[layer] = self.model.names.get(end, layer)
 
     def _float(self, node: fx.Node, layer: str, kind: str, cause: Cause, reason: str, rule: str) -> None:

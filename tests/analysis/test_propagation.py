@@ -90,3 +90,26 @@ def test_nothing_to_follow() -> None:
     model, data = qlab.load_model("residual_digits"), qlab.load_dataset("residual_digits")
     with pytest.raises(InvalidConfig, match="quantizes no tensor"):
         propagate(qlab.convert(model, qlab.QConfigMapping()), data)
+
+
+@pytest.mark.parametrize("kind", [torch.nn.LSTM, torch.nn.GRU])
+@pytest.mark.parametrize("preset", ["x86", "dynamic"])
+def test_of_a_recurrent_layer_only_the_last_state_may_be_read(kind, preset) -> None:
+    class Last(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.recurrent, self.head = kind(6, 8, batch_first=True), torch.nn.Linear(8, 3)
+
+        def forward(self, x):
+            state = self.recurrent(x)[1]
+            return self.head((state[0] if isinstance(state, tuple) else state)[-1])
+
+    torch.manual_seed(0)
+    model, data = qlab.load_model(Last().eval(), torch.randn(4, 5, 6)), qlab.load_dataset(torch.randn(60, 5, 6).numpy())
+    qmodel = qlab.convert(model, qlab.presets[preset], qlab.calibrate(model, data))
+    found = propagate(qmodel, data)
+    row = found.of("recurrent.hidden")
+    assert row is not None
+    assert row.layer == "recurrent"
+    assert 10 < row.arrived.sqnr < 80
+    assert qlab.evaluate(qmodel, data).sqnr["recurrent"] == pytest.approx(row.arrived.sqnr, abs=1e-4)
