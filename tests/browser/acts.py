@@ -62,3 +62,9 @@ def pick_line(page, table, line: int) -> None:
     page.wait_for_timeout(500)  # a table that comes into view draws itself once more
     corner = table.bounding_box()
     page.mouse.click(corner["x"] + 16, corner["y"] + LINE * line + LINE // 2)
+
+
+def sideways(page) -> int:
+    """Pixels the page scrolls sideways."""
+    main = "document.querySelector('[data-testid=stMain]')"
+    return page.evaluate(f"Math.max(0, {main}.scrollWidth - {main}.clientWidth)")

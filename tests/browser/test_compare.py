@@ -10,7 +10,7 @@ import time
 import pytest
 
 from qlab.lab.store import Store
-from tests.browser.acts import click_middle, crowd, pick_line, timed, watch
+from tests.browser.acts import click_middle, crowd, pick_line, sideways, timed, watch
 from tests.browser.conftest import start_server, stop_server
 from tests.many_runs import fill, one_run
 
@@ -166,10 +166,7 @@ def test_a_narrow_window_needs_no_sideways_scrolling(many, visit, path, dark):
     server, _ = many
     visited = visit(server, path, width=900, dark=dark)
     visited.settle()
-    wide = visited.page.evaluate(
-        "() => { const m = document.querySelector('[data-testid=stMain]'); return m.scrollWidth - m.clientWidth; }"
-    )
-    assert wide <= 0
+    assert sideways(visited.page) == 0
     assert not visited.errors
 
 

@@ -1,10 +1,10 @@
-"""The graph in a real browser: a click opens a module, an op or a line; a button of the ledger changes it."""
+"""The graph in a real browser: a click opens a module, an op or a line; a line of the ledger is chosen."""
 
 from __future__ import annotations
 
 import pytest
 
-from tests.browser.acts import click_middle, pick_line
+from tests.browser.acts import click_middle, pick_line, sideways
 
 pytestmark = pytest.mark.browser
 
@@ -36,18 +36,18 @@ def test_a_click_opens_a_module_and_chooses_an_op_or_a_line(server, visit) -> No
     page.get_by_role("button", name="Why?").click()
     page.get_by_role("heading", name="Why is my layer not quantized?").wait_for()
     page.locator(".st-key-ledger_details").get_by_text("embedding (embedding)").wait_for()
-    assert page.evaluate("document.scrollingElement.scrollWidth <= window.innerWidth")
+    assert sideways(page) == 0
     assert page.get_by_test_id("stException").count() == 0
     assert not visited.outside
     assert not visited.errors
 
 
-def test_a_line_of_the_table_is_picked_and_mended(server, visit) -> None:
+def test_a_line_of_the_table_is_picked(server, visit) -> None:
     visited = visit(server, "ledger?model=residual_digits&layer=fc", width=900)
     page = visited.page
     page.locator(".st-key-ledger_details").get_by_text("fc (linear)").wait_for(timeout=120_000)
     visited.settle(60)
     pick_line(page, page.get_by_test_id("stDataFrame").first, 1)
     page.locator(".st-key-ledger_details").get_by_text("conv1 (conv2d)").wait_for()
-    assert page.evaluate("document.scrollingElement.scrollWidth <= window.innerWidth")
+    assert sideways(page) == 0
     assert not visited.errors

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from tests.browser.acts import sideways
+
 pytestmark = pytest.mark.browser
 
 
@@ -19,7 +21,7 @@ def test_a_first_visit_measures_and_shows_what_ran(server, visit) -> None:
         page.get_by_role("tab", name=name).click()
         page.get_by_role("tabpanel", name=name).locator(".js-plotly-plot .xaxislayer-above").first.wait_for()
     # nothing is wider than the page
-    assert page.evaluate("document.scrollingElement.scrollWidth <= window.innerWidth")
+    assert sideways(page) == 0
     assert page.get_by_test_id("stException").count() == 0
     assert page.get_by_test_id("stAlertContentError").count() == 0
     assert not visited.outside
