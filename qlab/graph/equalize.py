@@ -6,11 +6,13 @@ change of what the network computes; one scale for all channels of a weight then
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.node import Argument
 
 from qlab.config import QConfigMapping
 from qlab.graph.capture import Model
@@ -19,9 +21,11 @@ from qlab.graph.ops import op_type, packet_name
 
 EQUALIZED = "equalized"
 SWEEPS = 40  # over all pairs; long chains settle slowly
+WIDER = 2  # times the largest bias of a layer is as far as equalising takes any of its biases
 SETTLED = 1e-4  # relative change of a factor
 _LAYERS = ("conv1d", "conv2d", "conv3d", "linear")
-_THROUGH = ("relu", "max_pool", "avg_pool")  # a positive factor of a channel comes out as it went in
+_POOLS = ("max_pool", "avg_pool")
+_THROUGH = ("relu", *_POOLS)  # a positive factor of a channel comes out as it went in
 
 
 @dataclass(frozen=True)
@@ -43,8 +47,9 @@ def equalized(model: Model) -> Model:
     """The same function with the weight ranges of adjacent layers made equal, channel by channel; made once a model.
 
     For each channel between two layers, r1 and r2 being the largest magnitudes on both sides: the first is divided and
-    the second multiplied by sqrt(r1 / r2), again over all pairs until nothing moves. Layers whose weight is read twice
-    stay. The model itself where there is no pair. Source: Nagel et al. 2019, section 4.1.
+    the second multiplied by sqrt(r1 / r2), again over all pairs until nothing moves, as far as the biases of the first
+    let it. Layers whose weight is read twice stay. The model itself where there is no pair.
+    Source: Nagel et al. 2019, section 4.1.
     """
     known = model.derived.get(EQUALIZED)
     if known is None:
@@ -55,29 +60,30 @@ def equalized(model: Model) -> Model:
 
 
 def equalizable(model: Model) -> Iterator[Pair]:
-    """The pairs of layers whose channels can be scaled against each other, in the order of the network."""
+    """The pairs of layers whose channels can be scaled against each other, in the order of the network.
+
+    The axis that holds the channels is followed from the first to the second, which has to read them there.
+    """
     for node in model.ops:
         if not _own_weight(model, node):
             continue
-        seen, spread = node, 1
+        seen, spread, axis = node, 1, _channel_axis(node, node)
         channels = _weight(model, node).shape[0]
-        while (reader := _only_reader(seen)) is not None:
+        while (reader := _only_reader(seen)) is not None and reader.args[0] is seen:
             kind = op_type(reader)
             if kind in _LAYERS:
-                if (
-                    reader.args[0] is seen
-                    and _own_weight(model, reader)
-                    and _inputs(model, reader) == channels * spread
-                ):
+                same_axis = axis == _channel_axis(reader, seen)
+                if same_axis and _own_weight(model, reader) and _inputs(model, reader) == channels * spread:
                     yield Pair(node, reader, spread)
                 break
-            if kind in _THROUGH:
-                seen = reader
-                continue
-            found = _flattened(seen, reader, channels) if op_type(node) != "linear" else None
-            if found is None:
-                break
-            seen, spread = reader, found
+            if kind in _POOLS and axis >= _first_pooled(reader, seen):
+                break  # it mixes the channels
+            if kind not in _THROUGH:
+                behind = _flattened(seen, reader, axis)
+                if behind is None:
+                    break
+                spread, axis = spread * behind, len(reader.meta["shape"]) - 1
+            seen = reader
 
 
 def with_biases(model: Model, shifts: Mapping[str, Tensor]) -> Model:
@@ -89,8 +95,7 @@ def with_biases(model: Model, shifts: Mapping[str, Tensor]) -> Model:
         if name not in shifts:
             continue
         copied = copy_of[node]
-        given = copied.args[2] if len(copied.args) > 2 else copied.kwargs.get("bias")
-        bias = attribute(gm, given)
+        bias = attribute(gm, _bias(copied))
         weight: fx.Node = copied.args[1]  # type: ignore[assignment]
         value = shifts[name] if bias is None else bias.detach().double() + shifts[name]
         like = _weight(model, node)
@@ -106,12 +111,14 @@ def _equalize(model: Model, pairs: list[Pair]) -> Model:
     gm, copy_of = copy_graph(model.graph_module)
     weights = {p: _weight(model, p).detach().double() for pair in pairs for p in (pair.first, pair.second)}
     factors = {pair: torch.ones(len(weights[pair.first]), dtype=torch.float64) for pair in pairs}
+    lowest = {pair: _smallest_factor(attribute(gm, _bias(copy_of[pair.first]))) for pair in pairs}
     for _ in range(SWEEPS):
         moved = 0.0
         for pair in pairs:
             first, second = _ranges(weights[pair.first], weights[pair.second], pair)
             usable = (first > 0) & (second > 0)
             factor = torch.where(usable, (first / second.clamp_min(1e-300)).sqrt(), 1.0)
+            factor = torch.maximum(factor, lowest[pair] / factors[pair])
             weights[pair.first] = weights[pair.first] / _shaped(factor, weights[pair.first])
             weights[pair.second] = _scale_inputs(weights[pair.second], factor, pair)
             factors[pair] = factors[pair] * factor
@@ -122,15 +129,27 @@ def _equalize(model: Model, pairs: list[Pair]) -> Model:
     for pair, factor in factors.items():
         total[pair.first] = total.get(pair.first, torch.ones_like(factor)) * factor
     for node, weight in weights.items():
-        constant = copy_of[node].args[1]
-        assert isinstance(constant, fx.Node)
-        original = _weight(model, node)
-        _replace(gm, constant, weight.to(original.dtype))
-        bias = attribute(gm, copy_of[node].args[2] if len(copy_of[node].args) > 2 else copy_of[node].kwargs.get("bias"))
+        _replace(gm, copy_of[node].args[1], weight.to(_weight(model, node).dtype))
+        bias = attribute(gm, _bias(copy_of[node]))
         if bias is not None and node in total:
-            like: fx.Node = copy_of[node].args[2] if len(copy_of[node].args) > 2 else copy_of[node].kwargs["bias"]  # type: ignore[assignment]
-            _replace(gm, like, (bias.detach().double() / total[node]).to(bias.dtype))
+            _replace(gm, _bias(copy_of[node]), (bias.detach().double() / total[node]).to(bias.dtype))
     return _finished(gm, model)
+
+
+def _smallest_factor(bias: Tensor | None) -> Tensor:
+    """What each channel may be divided by at least, [C]: by less, and its bias would pass `WIDER` times the largest of
+    the layer and widen the activation for a channel that hardly does anything. 0 where there is no bias.
+
+    Source: Nagel et al. 2019, section 4.1.3, on biases that equalising makes high.
+    """
+    if bias is None or not bool(bias.any()):
+        return torch.zeros((), dtype=torch.float64)
+    size = bias.detach().double().abs()
+    return size / (WIDER * size.max())
+
+
+def _bias(node: fx.Node) -> Argument:
+    return node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")
 
 
 def _ranges(first: Tensor, second: Tensor, pair: Pair) -> tuple[Tensor, Tensor]:
@@ -176,8 +195,7 @@ def _own_weight(model: Model, node: fx.Node) -> bool:
     weight = attribute(model.graph_module, node.args[1])
     if weight is None or not weight.is_floating_point():
         return False
-    bias = node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")
-    constants = [c for c in (node.args[1], bias) if isinstance(c, fx.Node)]
+    constants = [c for c in (node.args[1], _bias(node)) if isinstance(c, fx.Node)]
     read = [n for n in model.graph_module.graph.nodes if n.op == "get_attr"]
     return all(
         attribute(model.graph_module, c) is not None and sum(len(n.users) for n in read if n.target == c.target) == 1
@@ -190,16 +208,31 @@ def _only_reader(node: fx.Node) -> fx.Node | None:
     return readers[0] if len(readers) == 1 and readers[0].op == "call_function" else None
 
 
-def _flattened(source: fx.Node, node: fx.Node, channels: int) -> int | None:
-    """Values behind each channel where a reshape flattens [N, C, …] to [N, C * n]; None for any other op."""
-    before, after = source.meta.get("shape"), node.meta.get("shape")
+def _channel_axis(layer: fx.Node, tensor: fx.Node) -> int:
+    """The axis of a layer's input or output that holds its channels: the last of a linear, in front of the positions
+    of a convolution."""
+    kind, last = op_type(layer), len(tensor.meta["shape"]) - 1
+    return last if kind == "linear" else last - int(kind[-2])  # conv2d has 2 axes of positions
+
+
+def _first_pooled(node: fx.Node, source: fx.Node) -> int:
+    """The first axis that a pooling op works on; all behind it are pooled, too."""
+    name = packet_name(node)
+    return 2 if name == "mean" else len(source.meta["shape"]) - int(name[-2])
+
+
+def _flattened(source: fx.Node, node: fx.Node, axis: int) -> int | None:
+    """Values behind each channel where a reshape makes the last axis of all from the axis of the channels on; None for
+    any other op."""
+    before, after = source.meta["shape"], node.meta.get("shape")
     flat = packet_name(node) in ("flatten", "reshape", "view", "_unsafe_view", "squeeze")
-    if not flat or before is None or after is None or len(after) != 2 or len(before) < 3 or before[1] != channels:
+    if not flat or not after or after[-1] != math.prod(before[axis:]):
         return None
-    return after[1] // channels if after[0] == before[0] and after[1] % channels == 0 else None
+    return math.prod(before[axis + 1 :])
 
 
-def _replace(gm: fx.GraphModule, constant: fx.Node, value: Tensor) -> None:
+def _replace(gm: fx.GraphModule, constant: Argument, value: Tensor) -> None:
+    assert isinstance(constant, fx.Node)
     setattr(gm, str(constant.target), nn.Parameter(value.contiguous(), requires_grad=False))
     constant.meta.pop(FOLDED_NORM, None)  # it speaks of the weight as it was
 

@@ -86,12 +86,111 @@ def test_a_weight_that_is_read_twice_stays():
     assert pairs_of(captured(Shared(), 6)) == []
 
 
+class Between(nn.Module):
+    """Two layers and what stands between them."""
+
+    def __init__(self, first, between, second):
+        super().__init__()
+        self.first, self.between, self.second = first, between, second
+
+    def forward(self, x):
+        return self.second(self.between(torch.relu(self.first(x))))
+
+
+def with_uneven_channels(module, *shape):
+    """Captured, with channels of very different ranges: what is scaled on a wrong axis shows."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for value in module.parameters():
+            value *= torch.exp(1.5 * torch.randn(len(value))).reshape(-1, *[1] * (value.ndim - 1))
+    return qlab.load_model(module.eval(), torch.randn(4, *shape))
+
+
+def error_of_equalising(model, *shape):
+    x = torch.randn(5, *shape)
+    return float((equalized(model)(x) - model(x)).abs().max() / model(x).abs().max())
+
+
+@pytest.mark.parametrize(
+    ("first", "between", "second", "shape"),
+    [
+        (nn.Conv2d(3, 8, 3, padding=1), nn.Identity(), nn.Linear(8, 5), (3, 8, 8)),
+        (nn.Conv1d(8, 8, 1), nn.Identity(), nn.Linear(8, 8), (8, 8)),
+        (nn.Conv1d(3, 8, 1), nn.Flatten(0, 1), nn.Linear(8, 5), (3, 8)),
+        (nn.Linear(6, 10), nn.Identity(), nn.Conv1d(10, 4, 3, padding=1), (10, 6)),
+        (nn.Linear(6, 10), nn.MaxPool1d(3, 1, 1), nn.Linear(10, 4), (5, 6)),
+        (nn.Linear(6, 10), nn.AvgPool1d(3, 1, 1), nn.Linear(10, 4), (5, 6)),
+        (nn.Linear(6, 10), nn.AdaptiveAvgPool2d((4, 10)), nn.Linear(10, 4), (5, 3, 6)),
+        (nn.Linear(6, 10), nn.Flatten(), nn.Linear(50, 4), (5, 6)),
+        (nn.Conv1d(3, 8, 1), nn.Sequential(nn.Flatten(), nn.Unflatten(1, (2, 32))), nn.Linear(32, 5), (3, 8)),
+    ],
+    ids=["conv2d to linear", "conv1d to linear", "positions as rows", "linear to conv1d", "max pool", "average pool",
+         "pooled to the same size", "flattened rows", "half of the channels each"],
+)  # fmt: skip
+def test_channels_on_another_axis_are_not_scaled(first, between, second, shape):
+    model = with_uneven_channels(Between(first, between, second), *shape)
+    assert pairs_of(model) == []
+    assert error_of_equalising(model, *shape) == 0
+
+
+@pytest.mark.parametrize(
+    ("first", "between", "second", "shape", "spread"),
+    [
+        (nn.Linear(6, 10), nn.Identity(), nn.Linear(10, 4), (5, 6), 1),
+        (nn.Linear(6, 10), nn.Flatten(0, 1), nn.Linear(10, 4), (5, 6), 1),
+        (nn.Conv1d(8, 8, 1), nn.MaxPool1d(3, 1, 1), nn.Conv1d(8, 8, 1), (8, 8), 1),
+        (nn.Conv2d(3, 8, 3), nn.Sequential(nn.AvgPool2d(2), nn.Flatten()), nn.Linear(32, 5), (3, 6, 6), 4),
+        (nn.Conv2d(3, 8, 3), nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), nn.Linear(8, 5), (3, 6, 6), 1),
+    ],
+    ids=["linear", "rows as samples", "max pool", "flatten", "one position"],
+)
+def test_channels_on_the_same_axis_are_scaled(first, between, second, shape, spread):
+    model = with_uneven_channels(Between(first, between, second), *shape)
+    assert pairs_of(model) == [("first", "second", spread)]
+    assert error_of_equalising(model, *shape) < 1e-5
+
+
 def test_an_empty_channel_stays_finite():
     model = captured(Chain(), 2, 9, 9)
     with torch.no_grad():
         model.graph_module.get_parameter(str(model.node("a").args[1].target))[1] = 0
     x = torch.randn(3, 2, 9, 9)
     assert torch.allclose(equalized(model)(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_channel_that_hardly_does_anything_does_not_widen_the_activation():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4))
+    with torch.no_grad():
+        net[0].weight[5] *= 1e-8
+        net[0].bias[5] = 0.5
+    x = torch.randn(512, 16)
+    model, data = qlab.load_model(net.eval(), x[:4]), qlab.load_dataset(x.numpy())
+    assert torch.allclose(equalized(model)(x), model(x), rtol=1e-4, atol=1e-5)
+    plain = qlab.presets["x86"]
+    mapping = plain.replace(equalize=True)
+    before = qlab.convert(model, plain, qlab.calibrate(model, data))
+    after = qlab.convert(model, mapping, qlab.calibrate(model, data, mapping=mapping))
+    assert after.activations["1"].scale <= before.activations["1"].scale
+    assert qlab.evaluate(after, data, model).agreement > 0.98
+
+
+def test_no_bias_gets_wider_than_twice_the_largest_of_its_layer():
+    model = captured(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), 6)
+
+    def constants(of):
+        return [getattr(of.graph_module, str(a.target)).detach() for a in of.node("0").args[1:3]]
+
+    weight, bias = constants(model)
+    with torch.no_grad():
+        weight[:4] *= 1e-3
+        bias.copy_(torch.tensor([1.0, 0.1, 0.0, -0.01, 1.0, -2.0, 0.3, 0.0]))
+    equal_weight, equal_bias = constants(equalized(model))
+    factor = equal_weight.abs().amax(1) / weight.abs().amax(1)
+    torch.testing.assert_close(equal_bias, bias * factor)
+    assert equal_bias.abs().max() <= 4.0 + 1e-6
+    torch.testing.assert_close(factor[0], torch.tensor(4.0))  # as far as its bias lets it
+    assert (factor[1:4] > 10).all()  # no bias, or a small one
 
 
 def test_eight_bits_per_tensor_on_the_depthwise_sample():
