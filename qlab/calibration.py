@@ -25,6 +25,7 @@ from qlab.quant.qparams import QParams, choose_qparams
 from qlab.quant.stats import SAMPLES_PER_BATCH, StatsCollector, TensorStats
 
 Progress = Callable[[str, int, int], None]
+MEANS = "rows"  # what means in a file are over; files that do not say it have sums over axis 0 by samples
 KNOWN_BYTES = 16 << 20  # of scales and zero points that a calibration keeps
 
 
@@ -32,8 +33,8 @@ class Calibration(Mapping[str, TensorStats]):
     """Tensor name -> TensorStats, for every float activation and input of a model.
 
     A tensor that holds the values of another (a view) is found under both names and stored once.
-    means: tensor -> its mean over the samples, of one sample's shape, float32: of what layers with weights read, where
-    it was asked for.
+    means: tensor -> its mean, float32: of what layers with weights read, where it was asked for. Over all but the last
+    axis where linears alone read it, [K]; where a convolution does, its positions stay, [C, …].
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class Calibration(Mapping[str, TensorStats]):
             "model_hash": self.model_hash,
             "samples": self.samples,
             "tensors": list(self._stats),
+            "means": MEANS,
         }
         arrays = {"head": np.frombuffer(json.dumps(head).encode(), dtype=np.uint8)}
         for i, stats in enumerate(self._stats.values()):
@@ -116,7 +118,17 @@ class Calibration(Mapping[str, TensorStats]):
                     else:
                         groups.setdefault(int(number), {})[name] = z[key]
         stats = {name: TensorStats.from_arrays(groups[i]) for i, name in enumerate(head["tensors"])}
-        return cls(stats, head["aliases"], head["model_hash"], head["samples"], means)
+        made = cls(stats, head["aliases"], head["model_hash"], head["samples"], means)
+        if head.get("means") != MEANS:
+            made.means = {name: made._of_rows(name, mean) for name, mean in means.items()}
+        return made
+
+    def _of_rows(self, name: str, mean: np.ndarray) -> np.ndarray:
+        """The mean over axis 0 from what older files hold, its sum divided by the samples."""
+        if name not in self or not mean.size:
+            return mean
+        rows = self[name].count / mean.size
+        return (mean * (self.samples / rows)).astype(np.float32)
 
 
 def calibrate(
@@ -206,18 +218,26 @@ class _Tap(nn.Module):
             collector.add(seen.rectified())
 
 
-class _Sum(nn.Module):
-    """Adds up what comes by, over the samples, in float64."""
+class _Mean(nn.Module):
+    """Adds up the mean of what comes by over its leading axes, each batch by its samples, in float64.
 
-    def __init__(self, totals: dict[str, Tensor], name: str):
+    kept: how many axes at the end stay. layer: who needs it, for the message.
+    """
+
+    def __init__(self, totals: dict[str, Tensor], name: str, kept: int, layer: str):
         super().__init__()
-        self.totals, self.name = totals, name
+        self.totals, self.name, self.kept, self.layer = totals, name, kept, layer
+        self.samples = 0
 
     def forward(self, x: Tensor) -> None:
-        added = x.detach().sum(0).double()
+        rows = x.detach().flatten(0, -self.kept - 1) if x.ndim > self.kept else x.detach()[None]
+        added = rows.sum(0).double() * (self.samples / max(len(rows), 1))
         known = self.totals.get(self.name)
         if known is not None and known.shape != added.shape:
-            raise DataMismatch(f"{self.name} has another shape in every batch: there is no mean to correct biases by.")
+            raise DataMismatch(
+                f"layer {self.layer!r} reads {self.name!r}, whose positions follow the size of the batch: there is no "
+                "one mean to correct its bias by. Calibrate in batches of one size, or leave biases as they are."
+            )
         self.totals[self.name] = added if known is None else known + added
 
 
@@ -227,6 +247,7 @@ class _Observer:
     def __init__(self, model: Model, samples_per_batch: int, means: bool = False):
         self.model = model
         self.totals: dict[str, Tensor] = {}
+        self.means: list[_Mean] = []
         self.aliases: dict[str, str] = {}
         self.collectors: dict[fx.Node, StatsCollector] = {}
         self.taps: dict[fx.Node, _Tap] = {}
@@ -256,27 +277,41 @@ class _Observer:
             with where:
                 graph.call_module(f"tap_{i}", (at,))
         if means:
-            self._add_up_inputs(copy_of)
+            self._average_inputs(copy_of)
         self.graph_module.recompile()
 
-    def _add_up_inputs(self, copy_of: Mapping[fx.Node, fx.Node]) -> None:
-        """Sums over the samples of what layers with weights read, beside the taps."""
-        read = {n.args[0] for n in self.model.ops if OP_TYPES[op_type(n)].role == "weighted"}
-        for i, node in enumerate(n for n in self.model.graph_module.graph.nodes if n in read and is_float(n)):
-            name = self.model.names.get(node, node.name)
-            self.graph_module.add_submodule(f"sum_{i}", _Sum(self.totals, name))
+    def _average_inputs(self, copy_of: Mapping[fx.Node, fx.Node]) -> None:
+        """Means of what layers with weights read, beside the taps; constants are their own."""
+        readers: dict[fx.Node, list[fx.Node]] = {}
+        for node in self.model.ops:
+            read = node.args[0] if OP_TYPES[op_type(node)].role == "weighted" else None
+            if isinstance(read, fx.Node) and is_float(read) and read.op != "get_attr":
+                readers.setdefault(read, []).append(node)
+        for i, node in enumerate(n for n in self.model.graph_module.graph.nodes if n in readers):
+            kept, layer = max((kept_axes(reader), self.model.names[reader]) for reader in readers[node])
+            mean = _Mean(self.totals, self.model.names.get(node, node.name), kept, layer)
+            self.means.append(mean)
+            self.graph_module.add_submodule(f"mean_{i}", mean)
             first = next(iter(copy_of[node].users))
             with self.graph_module.graph.inserting_before(first):
-                self.graph_module.graph.call_module(f"sum_{i}", (copy_of[node],))
+                self.graph_module.graph.call_module(f"mean_{i}", (copy_of[node],))
 
     def batch(self, inputs: Sequence[Tensor], first: int) -> None:
         for tap in self.taps.values():
             tap.first = first
+        for mean in self.means:
+            mean.samples = len(inputs[0])
         with torch.no_grad():
             self.graph_module(*inputs)
 
     def finish(self) -> dict[str, TensorStats]:
         return {self.model.names[node]: c.finish() for node, c in self.collectors.items()}
+
+
+def kept_axes(layer: fx.Node) -> int:
+    """How many axes at the end of a layer's input its mean needs: the channels, and the positions of a convolution."""
+    kind = op_type(layer)
+    return 1 if kind == "linear" else 1 + int(kind[-2])  # conv2d has 2 axes of positions
 
 
 def _holder(node: fx.Node) -> fx.Node:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, fx, nn
 
-from qlab.calibration import Calibration
+from qlab.calibration import Calibration, kept_axes
 from qlab.config import QConfigMapping, QuantSpec
 from qlab.errors import DataMismatch, InvalidConfig, NonFinite, NotObserved
 from qlab.graph.capture import ConstantGrid, Model
@@ -212,15 +212,7 @@ def bias_shifts(
         kind = op_type(point.node)
         if OP_TYPES[kind].role != "weighted":
             continue
-        read = point.node.args[0]
-        assert isinstance(read, fx.Node)
-        name = network.names.get(read, read.name)
-        if source.calib is None or name not in source.calib.means:
-            raise NotObserved(
-                f"correcting the bias of {point.layer!r} needs the mean of {name!r}, which this calibration has not: "
-                "calibrate(model, data, mapping=mapping) keeps it."
-            )
-        mean = torch.from_numpy(source.calib.means[name])[None]
+        mean = _mean_input(source.calib, network, point.node, point.layer)
         weight = attribute(network.graph_module, point.constant)
         assert weight is not None
         error = source.weight("", point).dequantize() - weight.detach().float()
@@ -230,6 +222,23 @@ def bias_shifts(
         axis = added.ndim - 1 if kind == "linear" else 1
         shifts[point.layer] = -added.double().movedim(axis, 0).flatten(1).mean(1)
     return shifts
+
+
+def _mean_input(calib: Calibration | None, network: Model, node: fx.Node, layer: str) -> Tensor:
+    """The mean of what a layer reads, with an axis for the batch, float32. Raises NotObserved."""
+    read, kept = node.args[0], kept_axes(node)
+    assert isinstance(read, fx.Node)
+    mean = attribute(network.graph_module, read)
+    if mean is None:
+        name = network.names.get(read, read.name)
+        if calib is None or name not in calib.means or calib.means[name].ndim < kept:
+            raise NotObserved(
+                f"correcting the bias of {layer!r} needs the mean of {name!r}, which this calibration has not: "
+                "calibrate(model, data, mapping=mapping) keeps it."
+            )
+        mean = torch.from_numpy(calib.means[name])
+    mean = mean.detach().float()
+    return mean.reshape(-1, *mean.shape[mean.ndim - kept :]).mean(0, keepdim=True)
 
 
 class GridSource(Protocol):

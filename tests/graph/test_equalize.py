@@ -1,5 +1,7 @@
 """Equal ranges in adjacent layers, and biases moved so that means stay: the same function, a better grid."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -232,6 +234,108 @@ def test_biases_corrected_keep_the_means():
     assert after.abs().max() < 1e-5 * spread + 1e-6
     with pytest.raises(NotObserved, match="needs the mean of"):
         qlab.convert(model, mapping, qlab.calibrate(model, data))
+
+
+class Rows(nn.Module):
+    """A linear that reads six rows of a sample, one below the other."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(10, 7)
+
+    def forward(self, x):
+        return self.fc(x.reshape(-1, 10))
+
+
+class SequenceFirst(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(10, 7)
+
+    def forward(self, x):
+        return self.fc(x.transpose(0, 1))
+
+
+class Queries(nn.Module):
+    """A linear that reads a constant, as it is or behind an op."""
+
+    def __init__(self, between):
+        super().__init__()
+        self.queries, self.between = nn.Parameter(torch.rand(5, 10)), between
+        self.fc = nn.Linear(10, 7)
+
+    def forward(self, x):
+        return self.fc(self.between(self.queries)) + x[:, :5, :7]
+
+
+class SamplesAsPositions(nn.Module):
+    """A convolution whose input has no axis for the batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Conv1d(6, 7, 1)
+
+    def forward(self, x):
+        return self.fc(x.mean(2).t()).t()
+
+
+COARSE = qlab.QConfigMapping(default=qlab.QConfig(qlab.QuantSpec(3, "per_tensor_symmetric"), mode="weight_only"))
+CORRECTED = COARSE.replace(correct_bias=True)
+
+
+def rows_of(net):
+    torch.manual_seed(0)
+    module, x = net(), torch.rand(200, 6, 10)
+    return qlab.load_model(module.eval(), x[:4]), qlab.load_dataset(x.numpy())
+
+
+def shift_of(qmodel, model, data):
+    """Mean of each channel over the calibration data against float, the largest."""
+    (x,) = data.calibration.batch(0, len(data.calibration))[1]
+    return float((qmodel(x) - model(x)).flatten(0, -2).mean(0).abs().max())
+
+
+@pytest.mark.parametrize("batch_size", [50, 64])
+@pytest.mark.parametrize(
+    "net", [Rows, SequenceFirst, lambda: Queries(nn.Identity()), lambda: Queries(nn.ReLU())],
+    ids=["rows of a sample", "sequence first", "constant", "computed from a constant"],
+)  # fmt: skip
+def test_means_are_of_the_rows_a_layer_reads(net, batch_size, tmp_path):
+    model, data = rows_of(net)
+    calib = qlab.calibrate(model, data, batch_size, mapping=CORRECTED)
+    halves = [data.calibration.subset(range(70)), data.calibration.subset(range(70, 200))]
+    merged = qlab.merge_calibrations([qlab.calibrate(model, half, batch_size, mapping=CORRECTED) for half in halves])
+    calib.save(tmp_path / "c.npz")
+    assert shift_of(qlab.convert(model, COARSE), model, data) > 0.01
+    for known in (calib, merged, qlab.Calibration.load(tmp_path / "c.npz")):
+        assert shift_of(qlab.convert(model, CORRECTED, known), model, data) < 1e-5
+
+
+def test_a_convolution_without_an_axis_for_the_batch():
+    model, data = rows_of(SamplesAsPositions)
+    calib = qlab.calibrate(model, data, 50, mapping=CORRECTED)
+    assert shift_of(qlab.convert(model, COARSE), model, data) > 0.01
+    assert shift_of(qlab.convert(model, CORRECTED, calib), model, data) < 1e-5
+    with pytest.raises(DataMismatch, match=r"layer 'fc' reads .* size of the batch"):
+        qlab.calibrate(model, data, 64, mapping=CORRECTED)
+
+
+@pytest.mark.parametrize("net", [Rows, SequenceFirst], ids=["rows of a sample", "sequence first"])
+def test_means_of_older_files_are_read_as_what_they_are(net, tmp_path):
+    """They hold the sum over axis 0 divided by the samples, and do not say so."""
+    model, data = rows_of(net)
+    (x,) = data.calibration.batch(0, 200)[1]
+    read = x.reshape(-1, 10) if net is Rows else x.transpose(0, 1)
+    sums = read.sum(0) if net is Rows else read.unflatten(1, (4, 50)).sum((0, 1))
+    made = qlab.calibrate(model, data, 50, mapping=CORRECTED)
+    (name,) = made.means
+    older = qlab.Calibration(made._stats, made.aliases, made.model_hash, 200, {name: (sums / 200).numpy()})
+    arrays = older.to_arrays()
+    head = json.loads(bytes(arrays["head"]).decode())
+    del head["means"]
+    np.savez(tmp_path / "c.npz", **arrays | {"head": np.frombuffer(json.dumps(head).encode(), np.uint8)})
+    loaded = qlab.Calibration.load(tmp_path / "c.npz")
+    assert shift_of(qlab.convert(model, CORRECTED, loaded), model, data) < 1e-5
 
 
 def test_means_merge_and_survive_a_file(tmp_path):
