@@ -20,7 +20,7 @@ TWO = Grid(weight_bits=(8, 2))
 @pytest.fixture
 def swept(home):
     """A sweep of two configs in the store of the page."""
-    return qlab.sweep("residual_digits", "residual_digits", TWO, store=Store(home), sqnr_samples=0)
+    return qlab.sweep("residual_digits", "residual_digits", TWO, store=Store(home))
 
 
 def button(at, key: str):
