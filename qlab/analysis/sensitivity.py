@@ -213,5 +213,7 @@ def _without(config: QConfig, part: Part) -> QConfig | None:
 
 
 def _weights(whole: QuantizedModel, layer: str) -> int:
-    own = (tensor for name, tensor in whole.weights.items() if name == layer or name.startswith(f"{layer}."))
+    """Of a recurrent layer each weight has a name of its own below the layer's; so have layers below this one."""
+    layers = {row.layer for row in whole.ledger} - {layer}
+    own = (t for name, t in whole.weights.items() if layer in (name, name.rpartition(".")[0]) and name not in layers)
     return sum(tensor.codes.numel() for tensor in own)

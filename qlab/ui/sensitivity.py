@@ -171,7 +171,8 @@ def headline(found: Sensitivity) -> None:
         guilty = {row.layer for row in found if differs(row, measure)}
         values.append(
             (
-                "Beyond chance", f"{len(guilty)} of {len(layers)} layers", "the others lie within the noise",
+                "Beyond chance", f"{len(guilty)} of {len(layers)} layers",
+                f"{'the others' if guilty else 'all of them'} lie within the noise",
                 "Layers whose difference from the base chance alone would bring about in fewer than one of twenty "
                 "cases: McNemar's test of the predictions, or the paired difference of the losses.",
             )

@@ -487,3 +487,22 @@ def test_a_part_that_no_layer_has_is_ranked_too(preset) -> None:
     assert list(sensitivity(model, data, qlab.presets[preset], parts=("activation",), confirm=0)) == []
     both = sensitivity(model, data, qlab.presets[preset], parts=("both", "activation"), confirm=0)
     assert {row.part for row in both} == {"both"}
+
+
+def test_weights_of_layers_below_are_not_counted() -> None:
+    class Adapted(nn.Linear):
+        def __init__(self):
+            super().__init__(8, 8)
+            self.down, self.up = nn.Linear(8, 2), nn.Linear(2, 8)
+
+        def forward(self, x):
+            return super().forward(x) + self.up(self.down(x))
+
+    model = qlab.load_model(nn.Sequential(Adapted(), nn.Linear(8, 3)).eval(), torch.randn(4, 8))
+    data = qlab.load_dataset(torch.randn(64, 8).numpy())
+    rows = {r.layer: r for r in sensitivity(model, data, qlab.presets["int8_weight_only"])}
+    assert {name: row.weights for name, row in rows.items()} == {"0": 64, "0.down": 16, "0.up": 16, "1": 24}
+    lstm, tokens = qlab.load_model("lstm_text"), few(qlab.load_dataset("lstm_text"), 32)
+    held = qlab.convert(lstm, qlab.presets["dynamic"]).weights
+    expected = sum(t.codes.numel() for name, t in held.items() if name.startswith("lstm."))
+    assert sensitivity(lstm, tokens, qlab.presets["dynamic"]).row("lstm").weights == expected > 0
