@@ -120,7 +120,8 @@ def _reads(found: Sensitivity, measure: Measure) -> str:
     quantity = {"accuracy": "lower", "loss": "higher", "sqnr": "lower"}[measure]
     if found.mode == "only":
         return f", with one layer quantized: {quantity} is worse"
-    return ", with one layer left float: the farther from all quantized, the guiltier the layer"
+    quantity = {"accuracy": "higher", "loss": "lower", "sqnr": "higher"}[measure]
+    return f", with one layer left float: {quantity} is guiltier"
 
 
 def _scaled(value: Number, measure: Measure) -> Number:
