@@ -34,6 +34,10 @@ def tab(model: Model, found: Sensitivity) -> None:
         chosen = _chosen(points)
         made = keep_points(points, found.float.accuracy, widgets.dark(), selected=chosen.count)
         widgets.chart(made, key=CHART, on_select=lambda: _clicked(points), selection_mode="points")
+        st.caption(
+            "Layers are kept in the order of the output's SQNR, which tells them apart where their accuracies lie "
+            "within the noise."
+        )
         _point(points, chosen, kept)
 
 

@@ -172,7 +172,7 @@ def headline(found: Sensitivity) -> None:
         values.append(
             (
                 "Beyond chance", f"{len(guilty)} of {len(layers)} layers",
-                f"{'the others' if guilty else 'all of them'} lie within the noise",
+                "the others are noise" if guilty else "all are within the noise",
                 "Layers whose difference from the base chance alone would bring about in fewer than one of twenty "
                 "cases: McNemar's test of the predictions, or the paired difference of the losses.",
             )

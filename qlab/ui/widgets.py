@@ -10,7 +10,7 @@ import streamlit as st
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-FEW_FIGURES = 5  # that fit one row with large gaps at 1,400 pixels
+FEW_FIGURES = 3  # that are set wide apart; more would wrap in a narrow window, with the same gap between the lines
 _MISSING = object()
 
 
