@@ -282,9 +282,10 @@ class FromCalibration:
 
         grid = self.model.chosen.get((point.constant.target, point.spec, point.axis), choose)
         if grid.empty:
-            self.notes.setdefault(point.layer, []).append(
+            self._note(
+                point.layer,
                 f"{grid.empty} of {weight.shape[point.axis]} channels of {point.tensor} are all zero: "
-                "their scale is the smallest allowed"
+                "their scale is the smallest allowed",
             )
         return QuantizedTensor.from_float(weight, self._by_hand(point.tensor, point.layer, point.spec, grid.qparams))
 
@@ -292,10 +293,14 @@ class FromCalibration:
         ends = self.ranges.get(tensor)
         if ends is None:
             return observed
-        line = f"the range of {tensor} was set by hand: {ends[0]:.4g} to {ends[1]:.4g}"
-        if line not in self.notes.get(layer, []):
-            self.notes.setdefault(layer, []).append(line)
+        self._note(layer, f"the range of {tensor} was set by hand: {ends[0]:.4g} to {ends[1]:.4g}")
         return with_range(observed, spec, *ends)
+
+    def _note(self, layer: str, line: str) -> None:
+        """Once, however often the grid of this layer is asked for."""
+        lines = self.notes.setdefault(layer, [])
+        if line not in lines:
+            lines.append(line)
 
     def activation(self, target: str, point: ActivationPoint) -> QParams:
         return self._by_hand(point.tensor, point.tensor, point.spec, self._observed(point))
@@ -317,11 +322,9 @@ class FromCalibration:
         stats = self.calib[point.tensor]
         qparams = self.calib.qparams(point.tensor, point.spec)
         if stats.minimum == stats.maximum == 0:
-            self.notes.setdefault(point.tensor, []).append(
-                "every value seen in calibration is zero: the scale is the smallest allowed"
-            )
+            self._note(point.tensor, "every value seen in calibration is zero: the scale is the smallest allowed")
         elif stats.minimum == stats.maximum:
-            self.notes.setdefault(point.tensor, []).append(f"every value seen in calibration is {stats.minimum:.3g}")
+            self._note(point.tensor, f"every value seen in calibration is {stats.minimum:.3g}")
         return replace(qparams, axis=point.axis) if qparams.scale.ndim else qparams
 
 
@@ -362,7 +365,7 @@ class _Converter:
         shared: dict[tuple[Any, ...], tuple[str, QuantizedTensor]] = {}
         out: dict[str, QuantizedTensor] = {}
         for point in self.placement.weights:
-            key = (point.constant.target, repr(point.spec), point.axis)
+            key = (point.constant.target, repr(point.spec), point.axis, self.mapping.ranges.get(point.tensor))
             if key not in shared:
                 target = self._free_target("wq", point.tensor)
                 shared[key] = target, self.grids.weight(target, point)

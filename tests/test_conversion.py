@@ -401,6 +401,52 @@ def test_a_range_by_hand_is_the_grid():
     assert torch.equal(qmodel.activations[other].scale, qlab.convert(model, plain, calib).activations[other].scale)
 
 
+def test_a_range_by_hand_is_of_one_call_of_a_layer_that_is_called_twice(tmp_path):
+    torch.manual_seed(0)
+    x = torch.randn(64, 8)
+    model = qlab.load_model(Twice().eval(), x[:2])
+    calib = qlab.calibrate(model, qlab.load_dataset(x.numpy()))
+    plain = QConfigMapping(default=QConfig(QuantSpec(qscheme="per_tensor_symmetric"), A8))
+    observed = qlab.convert(model, plain, calib).weights["fc"].scale
+    for cut, other in (("fc", "fc@1"), ("fc@1", "fc")):
+        mapping = plain.replace(ranges={f"{cut}.weight": (-0.1, 0.1)})
+        qmodel = qlab.convert(model, mapping, calib)
+        assert float(qmodel.weights[cut].scale) == pytest.approx(0.2 / 255)
+        assert torch.equal(qmodel.weights[other].scale, observed)
+        assert {row.layer for row in qmodel.ledger if row.notes} == {cut}
+        assert qmodel.unmatched == ()
+        step = float(qmodel.activations["fc@1"].scale)
+        assert (qmodel.integer_session()(x) - qmodel(x)).abs().max() <= 1.01 * step
+        qmodel.save(tmp_path / "q.safetensors")
+        for loaded in (qlab.load_quantized(tmp_path / "q.safetensors", given) for given in (None, model)):
+            assert torch.equal(loaded(x), qmodel(x))
+            assert loaded.ledger == qmodel.ledger
+    both = plain.replace(ranges={"fc.weight": (-0.1, 0.1), "fc@1.weight": (-0.1, 0.1)})
+    same = qlab.convert(model, both, calib).weights
+    assert same["fc"] is same["fc@1"]
+
+
+def test_correcting_biases_writes_each_note_once():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 6))
+    with torch.no_grad():
+        net[0].weight[2] = 0
+    x = torch.randn(64, 8)
+    model = qlab.load_model(net.eval(), x[:2])
+    mapping = QConfigMapping(default=QConfig(W8, mode="weight_only"), ranges={"0.weight": (-0.1, 0.1)})
+    mapping = mapping.replace(correct_bias=True)
+    (row,) = qlab.convert(model, mapping, qlab.calibrate(model, qlab.load_dataset(x.numpy()), mapping=mapping)).ledger
+    assert len(row.notes) == len(set(row.notes)) == 2
+
+
+def test_a_slice_may_be_the_example():
+    torch.manual_seed(0)
+    x, module = torch.randn(20, 3, 12), nn.Sequential(nn.Linear(8, 4)).eval()
+    for example in (x[4:8, 0, :8], x[:1, 0, :8], x[:4, 0, ::2].repeat(1, 2)[:, :8], x.transpose(0, 2)[:8, 0].t()[4:]):
+        model = qlab.load_model(module, example)
+        assert torch.equal(model(x[:, 1, :8]), module(x[:, 1, :8]))
+
+
 @pytest.mark.parametrize("bits", [8, 2])
 def test_a_range_by_hand_cuts_each_channel(bits):
     model = qlab.load_model("residual_digits")

@@ -195,6 +195,7 @@ def _export(module: nn.Module, example_inputs: Any) -> bytes:
     if all(x.shape[0] == 1 for x in inputs):
         # torch.export fixes a dimension whose example size is 1
         inputs = tuple(torch.cat([x, x]) for x in inputs)
+    inputs = tuple(x.detach().clone(memory_format=torch.contiguous_format) for x in inputs)  # they go into the archive
     shapes = tuple({0: torch.export.Dim.AUTO} for _ in inputs)
     buffer = io.BytesIO()
     try:
