@@ -46,6 +46,7 @@ class Products(Grids):
         self.weight_layer: dict[str, str] = {}
         self.float_biases: list[str] = []
         self._codes: dict[tuple[int, bool], str] = {}
+        self._product_of: dict[str, str] = {}  # codes -> name of the weight that multiplies them
         self._keep_alive: list[QuantizedTensor] = []  # keys of _codes are identities
 
     def weight(self, key: str) -> QuantizedTensor | None:
@@ -53,16 +54,24 @@ class Products(Grids):
 
     def weight_constant(
         self, tensor: QuantizedTensor, name: str, *, integer: bool = False, transposed: bool = False,
+        looked_up: bool = False,
     ) -> str:  # fmt: skip
-        """The codes as a constant. integer: for a kernel that multiplies integers, which has no 4-bit operands."""
+        """The codes as a constant, shared by all who read the tensor; but for int8 each product has its own.
+
+        ONNX Runtime rewrites int8 weights of a product to unsigned ones, and cannot do that twice to one constant.
+        integer: for a kernel that multiplies integers, which has no 4-bit operands. looked_up: rows are taken of it.
+        """
         kind = container(tensor.quant_min, tensor.quant_max)
         variant = (id(tensor), transposed)
-        if variant not in self._codes:
+        codes_name = self._codes.get(variant)
+        own = kind == INT8 and not looked_up
+        if codes_name is None or (own and self._product_of.get(codes_name, name) != name):
             codes = tensor.codes.t().contiguous() if transposed else tensor.codes
             if tensor.scale.ndim == 2:
                 codes = codes.reshape(codes.shape[0], -1)  # blocks are taken of two axes
-            self._codes[variant] = self.graph.codes(f"{name}/codes", codes, kind)
-        codes_name = self._codes[variant]
+            codes_name = self._codes[variant] = self.graph.codes(f"{name}/codes", codes, kind)
+        if own:
+            self._product_of[codes_name] = name
         if integer and kind in (INT4, UINT4):
             # constant folding does this once, when the file is loaded: 4 bits in the file, 8 in the kernel
             wide = INT8 if kind == INT4 else UINT8
@@ -248,7 +257,7 @@ class Products(Grids):
     def _quantized_rows(self, weight: QuantizedTensor, indices: str, rank: int, layer: str) -> str:
         """The rows asked for, gathered as codes and dequantized: (codes - zero_point) * scale."""
         write, name = self.graph.node, f"{layer}.weight"
-        codes = self.weight_constant(weight, name, integer=True)
+        codes = self.weight_constant(weight, name, integer=True, looked_up=True)
         rows = write("Gather", [codes, indices], layer, output=f"{layer}/codes")
         scale: str = self.graph.array(f"{name}/scale", weight.scale.numpy())
         shifted = weight.quant_min >= 0 or bool((weight.zero_point != 0).any())
