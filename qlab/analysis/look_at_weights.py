@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 import torch
@@ -16,6 +15,8 @@ from qlab.metrics import percent, three_digits
 
 TOP_SHARE = 0.001  # of the values, that make outliers
 FAR = 4.0  # times the next largest of its own channel: an outlier and no wide channel
+# Weights that are not zero, which every grid holds: of fewer, "the others" of a channel or of a grid say too little.
+ENOUGH_IN_CHANNEL, ENOUGH_ON_GRID = 8, 32
 NAMED = 3
 
 
@@ -36,21 +37,16 @@ def weight_faults(qmodel: QuantizedModel) -> Iterator[Fault]:
 
 
 def outlier_share(values: Tensor) -> float:
-    """The share of the range 0..max |x| that the largest 0.1 % of the values take for themselves."""
-    magnitudes = values.abs().flatten()
-    top = max(1, math.ceil(TOP_SHARE * magnitudes.numel()))
-    if magnitudes.numel() <= top:
-        return 0.0
-    largest = torch.topk(magnitudes, top + 1).values
-    return 1.0 - float(largest[-1] / largest[0]) if float(largest[0]) > 0 else 0.0
+    """The share of the range 0..max |x| that the largest 0.1 % of the values that are not zero take for themselves."""
+    rows = values.abs().reshape(1, -1)
+    largest = float(rows.max())
+    return 1.0 - float(_second(rows)) / largest if largest > 0 else 0.0
 
 
-def outlier_limit(weight: Tensor, axis: int) -> float:
-    """The largest magnitude among the weights that are no outliers of their channel."""
-    rows = weight.detach().float().movedim(axis, 0).flatten(1).abs()
-    usual = _second(rows) * FAR
-    inside = rows <= usual[:, None]
-    return float(rows[inside].max())
+def outlier_limit(weight: Tensor, point: WeightPoint) -> float:
+    """The largest magnitude among the weights that are no outliers of their channel; 0 where all are zero."""
+    rows = weight.detach().float().movedim(point.axis, 0).flatten(1).abs()
+    return float(rows[~_far(point, rows)].max())
 
 
 def _constant(qmodel: QuantizedModel, point: WeightPoint) -> object:
@@ -64,19 +60,26 @@ def _constant(qmodel: QuantizedModel, point: WeightPoint) -> object:
 
 
 def _second(rows: Tensor) -> Tensor:
-    """The value of each row that only its largest 0.1 % are beyond. [R]"""
-    top = max(1, math.ceil(TOP_SHARE * rows.shape[1]))
-    return torch.topk(rows, min(top + 1, rows.shape[1])).values[:, -1]
+    """The magnitude of each row that only the largest 0.1 % of those that are not zero are beyond. [R]"""
+    top = (rows.count_nonzero(1).double() * TOP_SHARE).ceil().long().clamp(1, rows.shape[1] - 1)
+    return torch.topk(rows, int(top.max()) + 1).values.gather(1, top[:, None])[:, 0]
+
+
+def _far(point: WeightPoint, rows: Tensor) -> Tensor:
+    """Which magnitudes [R, K] are far beyond all others of their channel, of which there are enough to tell. Bool."""
+    per_tensor = point.spec.granularity == "tensor"
+    on_grid = int(rows.count_nonzero()) if per_tensor else point.spec.group_size or ENOUGH_ON_GRID
+    if rows.shape[1] < ENOUGH_IN_CHANNEL or on_grid < ENOUGH_ON_GRID:
+        return torch.zeros_like(rows, dtype=torch.bool)
+    enough = rows.count_nonzero(1) >= (ENOUGH_IN_CHANNEL if per_tensor else ENOUGH_ON_GRID)
+    return (rows > FAR * _second(rows)[:, None]) & enough[:, None]
 
 
 def _outlier(point: WeightPoint, weight: Tensor) -> list[Fault]:
     """Weights far beyond all others of the grid they share, and of their own channel."""
     rows = weight.movedim(point.axis, 0).flatten(1)
-    if rows.shape[1] < 8:
-        return []
     magnitudes = rows.abs()
-    far = magnitudes > FAR * _second(magnitudes).clamp_min(1e-30)[:, None]
-    far &= magnitudes.amax(1, keepdim=True) > 0
+    far = _far(point, magnitudes)
     if not bool(far.any()):
         return []
     if point.spec.granularity == "tensor":

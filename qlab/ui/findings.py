@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import streamlit as st
 
+from qlab.errors import InvalidConfig
 from qlab.metrics import MISSING, metric, percent, three_digits, write
 from qlab.ui import cache, change, choose, derived, errors, prepared, run_list, state, widgets
 
@@ -335,13 +336,18 @@ def advice(model: Model, found: Diagnosis) -> None:
     if attempts is None:
         attempts = derived.require(TRY_KIND, _arguments(), find, TRY_WORDS, mine=mine, key="findings")
     if attempts is not None:
-        _tried(attempts)
+        _tried(model, attempts)
 
 
-def _tried(attempts: Attempts) -> None:
+def _tried(model: Model, attempts: Attempts) -> None:
     from qlab.plots.findings import Attempt, attempt_bars
 
-    tried = attempts.tried
+    failed = [one for one in attempts.tried if one.problem]
+    for one in failed:
+        st.warning(f"{errors.escape(one.remedy.title)} could not be tried: {errors.escape(one.problem)}")
+    tried: Sequence[Any] = [one for one in attempts.tried if not one.problem]
+    if not tried:
+        return
     first = tried[0]
     labelled = first.evaluation.accuracy is not None
     key = "accuracy" if labelled else "agreement"
@@ -357,7 +363,7 @@ def _tried(attempts: Attempts) -> None:
         key="findings_attempts", alt=f"{metric(key).label} with each remedy, before, and in float",
     )  # fmt: skip
     st.caption(_verdict(tried, labelled))
-    _choose(attempts)
+    _choose(model, tried, attempts.left_out)
 
 
 def _verdict(tried: Sequence[Any], labelled: bool) -> str:
@@ -373,13 +379,12 @@ def _verdict(tried: Sequence[Any], labelled: bool) -> str:
     )
 
 
-def _choose(attempts: Attempts) -> None:
-    """The table of attempts, of which several can be chosen for one config."""
+def _choose(model: Model, tried: Sequence[Any], left_out: int) -> None:
+    """The table of what was measured, of which several can be chosen for one config."""
     import pandas as pd
 
-    from qlab.analysis.advice import combined
+    from qlab.analysis.remedy import combined, conflicts
 
-    tried = attempts.tried
     key = table_key("findings_tried", [t.remedy.title for t in tried])
     st.dataframe(
         pd.DataFrame(
@@ -402,14 +407,21 @@ def _choose(attempts: Attempts) -> None:
         },
         on_select="rerun", selection_mode="multi-row", alt="Remedies as they were measured, best first",
     )  # fmt: skip
-    if attempts.left_out:
-        st.caption(f"{attempts.left_out} more were not tried.")
+    if left_out:
+        st.caption(f"{left_out} more were not tried.")
     rows = [row for row in st.session_state[key]["selection"]["rows"] if row < len(tried)]
     chosen = [tried[row].remedy for row in rows]
     title = chosen[0].title if len(chosen) == 1 else f"{len(chosen)} remedies"
+    mapping = state.mapping()
+    try:
+        together, against = combined(mapping, chosen, model), conflicts(mapping, chosen, model)
+    except InvalidConfig as error:
+        st.warning(f"These cannot be one config: {errors.escape(str(error))}")
+        together, against, chosen = mapping, [], []
+    for sentence in against:
+        st.warning(errors.escape(sentence))
     st.button(
         f"Apply: {title}" if chosen else "Choose rows to apply",
-        key="findings_apply", type="primary", disabled=not chosen, on_click=change.to,
-        args=(combined(state.mapping(), chosen), title),
+        key="findings_apply", type="primary", disabled=not chosen, on_click=change.to, args=(together, title),
         help="Makes one config of the current one and what is chosen; Undo brings it back.",
     )  # fmt: skip
