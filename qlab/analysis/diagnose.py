@@ -5,8 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
-from qlab.analysis.advice import remedies
+import torch
+from torch import fx
+
+from qlab.analysis.advice import advised
 from qlab.analysis.fault import Fault, ordered
 from qlab.analysis.look_at_activations import activation_faults
 from qlab.analysis.look_at_data import data_faults
@@ -14,15 +18,19 @@ from qlab.analysis.look_at_errors import error_faults
 from qlab.analysis.look_at_weights import weight_faults
 from qlab.analysis.propagation import Propagation, propagate
 from qlab.analysis.sensitivity import Sensitivity, sensitivity
-from qlab.analysis.unmatched import closest
+from qlab.analysis.unmatched import closest, has_tensor
 from qlab.analysis.unseen import unseen
 from qlab.calibration import Calibration, Progress, calibrate
 from qlab.config import QConfigMapping
 from qlab.conversion import QuantizedModel, convert
 from qlab.data import Dataset
 from qlab.errors import InvalidConfig, NonFinite
+from qlab.forward import pad
 from qlab.graph.capture import Model
 from qlab.graph.equalize import network_of
+from qlab.graph.lower import attribute
+from qlab.graph.ops import op_type
+from qlab.graph.optypes import OP_TYPES
 from qlab.graph.placement import place
 
 COMPARED_SAMPLES = 512  # of the evaluation data, whose statistics are held against the calibration's
@@ -30,6 +38,10 @@ COMPARED_SAMPLES = 512  # of the evaluation data, whose statistics are held agai
 # so much of all the noise, and the output is not nearly exact.
 COSTLY, SHARE, EXACT = 25.0, 0.2, 35.0
 COARSE_NAMED = 3  # layers; at few bits all are coarse, and the costliest say it
+TOO_LARGE = "Its values are too large for float32: scale the data, or look for weights that have grown without bound."
+ROUNDED_TO_ZERO = (
+    "Keep float what it divides by, or takes the root or logarithm of: on a grid, small values become exactly zero."
+)
 COMPARE_DATA, LOOK = "compare the data", "look at weights and ranges"
 
 
@@ -57,6 +69,8 @@ def diagnose(
     Raises InvalidConfig for a config that cannot be, DataMismatch for data that does not fit.
     """
     tell = progress or (lambda _stage, _done, _total: None)
+    if broken := tuple(_broken_constants(model)):
+        return Diagnosis(broken)
     network = network_of(model, mapping)
     if calib is None:
         try:
@@ -79,11 +93,11 @@ def diagnose(
     found += _unobserved(network, mapping, calib)
     if any(f.kind == "never_observed" for f in found):
         found += _unmatched(placement.unmatched, network)
-        return Diagnosis(_with_remedies(found, model, mapping, calib))
+        return Diagnosis(advised(ordered(found), model, mapping, calib))
     try:
         qmodel = convert(model, mapping, calib)
-    except NonFinite as error:
-        return Diagnosis((*found, _non_finite(error, network, "weights")))
+    except NonFinite as error:  # a range beyond float32; what is no number was found before
+        return Diagnosis((*found, Fault("non_finite", "error", "", "", 0, str(error), advice=TOO_LARGE)))
     found += _unmatched(qmodel.unmatched, network)
     found += [*weight_faults(qmodel), *activation_faults(qmodel, calib)]
     try:
@@ -95,15 +109,12 @@ def diagnose(
     except InvalidConfig:
         if qmodel.weights or qmodel.activations:
             raise
-        return Diagnosis(_with_remedies(found, model, mapping, calib))  # nothing is quantized
+        return Diagnosis(advised(ordered(found), model, mapping, calib))  # nothing is quantized
+    except NonFinite as error:
+        found.append(_non_finite_when_quantized(error, qmodel, data, batch_size))
+        return Diagnosis(advised(ordered(found), model, mapping, calib))
     found += error_faults(propagation)
-    return Diagnosis(_with_remedies(_priced(found, qmodel, costs), model, mapping, calib), propagation, costs)
-
-
-def _with_remedies(
-    found: Iterable[Fault], model: Model, mapping: QConfigMapping, calib: Calibration
-) -> tuple[Fault, ...]:  # fmt: skip
-    return tuple(replace(f, remedies=tuple(remedies(f, model, mapping, calib))) for f in ordered(list(found)))
+    return Diagnosis(advised(ordered(_priced(found, qmodel, costs)), model, mapping, calib), propagation, costs)
 
 
 def _priced(found: list[Fault], qmodel: QuantizedModel, costs: Sensitivity) -> list[Fault]:
@@ -138,28 +149,80 @@ def _priced(found: list[Fault], qmodel: QuantizedModel, costs: Sensitivity) -> l
     return [f for f in out.values() if f.kind != "coarse_grid"] + worst
 
 
+def _broken_constants(model: Model) -> Iterator[Fault]:
+    """Weights and biases with NaN or Inf, other constants with NaN: an attention mask may hold infinities."""
+    seen: set[object] = set()
+    for node in model.ops:
+        for constant in node.all_input_nodes:
+            value = attribute(model.graph_module, constant)
+            if value is None or not value.is_floating_point() or constant.target in seen:
+                continue
+            seen.add(constant.target)
+            learned = OP_TYPES[op_type(node)].role in ("weighted", "lookup", "recurrent")
+            bad = int((~torch.isfinite(value) if learned else torch.isnan(value)).sum())
+            if not bad:
+                continue
+            layer, name = model.names[node], constant.meta.get("parameter_name", constant.name)
+            sentence = (
+                f"{bad:,} of the {value.numel():,} values of {name}, which {layer} reads, "
+                f"{'is' if bad == 1 else 'are'} NaN{' or Inf' if learned else ''}: the network is broken before "
+                "anything is quantized."
+            )
+            advice = "The weights themselves are broken: export the network again, from a checkpoint that is sound."
+            yield Fault("non_finite", "error", name, layer, 0, sentence, advice=advice)
+
+
 def _non_finite(error: NonFinite, network: Model, where: str) -> Fault:
     tensor = error.tensor or ""
-    data = any(spec.name == tensor for spec in network.inputs)
-    advice = (
-        "Clean the data: find the samples that hold NaN or Inf and leave them out."
-        if data
-        else f"Look at the samples from {error.first_sample} on: {tensor} is the first tensor that is no number for "
-        "them, "
-        "so what computes it divides by zero, takes the root or the logarithm of a negative number, or overflows."
-        if error.first_sample is not None
-        else "The weights themselves are broken: export the network again."
-    )
+    if any(spec.name == tensor for spec in network.inputs):
+        advice = "Clean the data: find the samples that hold NaN or Inf and leave them out."
+    elif error.first_sample is not None:
+        advice = (
+            f"Look at the samples from {error.first_sample} on: {tensor} is the first tensor that is no number for "
+            "them, so what computes it divides by zero, takes the root or the logarithm of a negative number, or "
+            "overflows."
+        )
+    else:
+        advice = TOO_LARGE
     first = float(error.first_sample or 0)
-    return Fault(
-        "non_finite",
-        "error",
-        tensor,
-        tensor,
-        first,
-        f"In the {where} data: {error}" if tensor else str(error),
-        advice=advice,
+    sentence = f"In the {where} data: {error}" if tensor else str(error)
+    return Fault("non_finite", "error", tensor, tensor, first, sentence, advice=advice)
+
+
+def _non_finite_when_quantized(error: NonFinite, qmodel: QuantizedModel, data: Dataset, batch_size: int) -> Fault:
+    """Float gives numbers and the quantized network does not. The tensor is named where the first batch shows it."""
+    size = qmodel.model.fixed_batch or min(batch_size, len(data.evaluation))
+    _, inputs, _ = data.evaluation.batch(0, size)
+    found = _FirstNonFinite(qmodel)
+    found.run(*(pad(inputs, size) if len(inputs[0]) < size else inputs))
+    tensor = found.first
+    if tensor is None:
+        return Fault("non_finite", "error", "", "", 0, f"Quantized, {error}", advice=ROUNDED_TO_ZERO)
+    sentence = (
+        f"In float every value is a number; quantized, {tensor} is the first tensor that holds NaN or Inf, in the "
+        "first batch of the evaluation data."
     )
+    return Fault("non_finite", "error", tensor, tensor, 0, sentence, advice=ROUNDED_TO_ZERO)
+
+
+class _FirstNonFinite(fx.Interpreter):
+    """Runs a quantized network; first: name of the first tensor with NaN or Inf, or None. Infinities of masks do not
+    count."""
+
+    def __init__(self, qmodel: QuantizedModel):
+        super().__init__(qmodel.graph_module)
+        self.first: str | None = None
+        self.infinite = qmodel.infinite
+        self.names = {node.name: name for node, name in qmodel.model.names.items()}
+
+    def run_node(self, n: fx.Node) -> Any:
+        with torch.no_grad():
+            value = super().run_node(n)
+        name = self.names.get(n.name)
+        if self.first is None and name is not None and isinstance(value, torch.Tensor) and value.is_floating_point():
+            bad = torch.isnan(value) if name in self.infinite else ~torch.isfinite(value)
+            self.first = name if bool(bad.any()) else None
+        return value
 
 
 def _unobserved(network: Model, mapping: QConfigMapping, calib: Calibration) -> Iterator[Fault]:
@@ -177,7 +240,11 @@ def _unobserved(network: Model, mapping: QConfigMapping, calib: Calibration) -> 
 
 def _unmatched(rules: Iterable[str], network: Model) -> Iterator[Fault]:
     for rule in rules:
-        pattern = rule.partition(" ")[2]
+        by, _, pattern = rule.partition(" ")
+        if by == "range" and has_tensor(pattern, network):
+            sentence = f"{pattern} is on no grid under this config, so the range that was set for it does nothing."
+            yield Fault("unused_range", "note", pattern, pattern, 0, sentence)
+            continue
         near = closest(pattern, network)
         sentence = f"The rule for {rule.replace('by_name', 'layer name').replace('by_type', 'op type')} matches nothing"
         sentence += f"; there is {', '.join(near)}." if near else "."

@@ -67,6 +67,10 @@ KINDS: Mapping[str, Kind] = {
         "A rule that matches nothing", "The rule was written for some layer, and no layer got what it says.",
         "layers matched", 0, "none",
     ),
+    "unused_range": Kind(
+        "A range without effect", "A range set by hand works where its tensor is put on a grid, and this one is not.",
+        "grids", 0, "none",
+    ),
     "unlike_training": Kind(
         "Data unlike training",
         "A folded BatchNorm remembers mean and spread of the training data. Values that reach the first layers with "
@@ -81,6 +85,12 @@ KINDS: Mapping[str, Kind] = {
     "absurd_scale": Kind(
         "A scale that makes no sense", "The grid's step is at its floor or beyond all values: nothing is left of them.",
         "scale", 0, "distribution",
+    ),
+    "all_zero": Kind(
+        "Nothing but zeros",
+        "Calibration saw no value but zero, so nothing says how far the grid has to reach: its scale is the smallest "
+        "allowed, and any other value is cut off.",
+        "values that are not zero", 0, "none",
     ),
     "outlier_weight": Kind(
         "Outlier weights",

@@ -30,6 +30,11 @@ def activation_faults(qmodel: QuantizedModel, calib: Calibration) -> Iterator[Fa
             continue
         seen.add(point.tensor)
         layer, stats = layer_of.get(point.tensor, point.tensor), calib[point.tensor]
+        if stats.minimum == stats.maximum == 0:
+            sentence = f"All {stats.count:,} values of {point.tensor} in the calibration are zero."
+            advice = "Calibrate with data that reaches it; if it is always zero, it can be removed from the network."
+            yield Fault("all_zero", "warning", point.tensor, layer, 0, sentence, advice=advice)
+            continue
         dead = list(_dead(qmodel, point, layer, stats))
         yield from dead
         absurd = list(_absurd(point, layer, module, stats))
@@ -67,9 +72,13 @@ def op_type_of(point: ActivationPoint) -> str:
 def _absurd(point: ActivationPoint, layer: str, module: FakeQuantize, stats: TensorStats) -> Iterator[Fault]:
     scale = float(module.scale.max())
     largest = max(-stats.minimum, stats.maximum)
-    if bool(module.qparams.at_floor.any()) and largest > 0:
+    channels = _at_floor(module, stats)
+    where = f" of channel {channels[0]}" if channels else ""
+    if channels and stats.channel_minimum is not None and stats.channel_maximum is not None:
+        largest = float(max(-stats.channel_minimum[channels[0]], stats.channel_maximum[channels[0]]))
+    if channels or (not module.scale.ndim and bool(module.qparams.at_floor) and largest > 0):
         sentence = (
-            f"The scale of {point.tensor} is the smallest allowed: its largest value in the calibration is "
+            f"The scale{where} of {point.tensor} is the smallest allowed: its largest value in the calibration is "
             f"{three_digits(largest)}, so nothing is left of it on the grid."
         )
     elif scale > HUGE:
@@ -82,7 +91,15 @@ def _absurd(point: ActivationPoint, layer: str, module: FakeQuantize, stats: Ten
         )
     else:
         return
-    yield Fault("absurd_scale", "error", point.tensor, layer, scale, sentence)
+    yield Fault("absurd_scale", "error", point.tensor, layer, scale, sentence, channels=channels)
+
+
+def _at_floor(module: FakeQuantize, stats: TensorStats) -> tuple[int, ...]:
+    """Channels with a scale of their own that is the smallest allowed, though they are not always zero."""
+    if not module.scale.ndim or stats.channel_minimum is None or stats.channel_maximum is None:
+        return ()
+    alive = (stats.channel_minimum != 0) | (stats.channel_maximum != 0)
+    return tuple(int(i) for i in np.flatnonzero(module.qparams.at_floor.numpy() & alive))
 
 
 def _clipped(point: ActivationPoint, layer: str, module: FakeQuantize, stats: TensorStats) -> Iterator[Fault]:
@@ -185,6 +202,12 @@ def _wasted(point: ActivationPoint, layer: str, module: FakeQuantize, stats: Ten
     sentence = (
         f"99.9 % of the values of {point.tensor} lie within ±{three_digits(inner)}, its grid reaches to "
         f"{three_digits(largest)}: {error.levels_used} of {error.levels} levels are used, and nearly all values share "
-        f"{max(1, round(error.levels * (1 - share)))} of them."
+        f"{_levels(module, max(-inner, stats.minimum), min(inner, stats.maximum))} of them."
     )
     yield Fault("wasted_range", "warning", point.tensor, layer, share, sentence)
+
+
+def _levels(module: FakeQuantize, low: float, high: float) -> int:
+    """How many levels of a grid with one scale the values from low to high are rounded to."""
+    first, last = (round(end / float(module.scale)) + int(module.zero_point) for end in (low, high))
+    return min(last, module.quant_max) - max(first, module.quant_min) + 1

@@ -8,10 +8,11 @@ from fnmatch import fnmatchcase
 
 from qlab.analysis.ledger import without
 from qlab.analysis.remedy import Remedy
-from qlab.config import QConfigMapping
+from qlab.config import QConfig, QConfigMapping, QuantSpec
 from qlab.graph.capture import Model
 from qlab.graph.ops import op_type
 from qlab.graph.optypes import OP_TYPES
+from qlab.graph.placement import place
 
 ALIKE = 0.5  # ratio of difflib from which two names may be the same with a slip
 MOST = 3
@@ -30,6 +31,15 @@ def closest(pattern: str, model: Model, most: int = MOST) -> list[str]:
     return [*found, *(name for ratio, name in ranked if ratio >= ALIKE and name != layer)][:most]
 
 
+def has_tensor(name: str, model: Model) -> bool:
+    """Whether an activation, an input or a weight of the network has this name, on a grid or not."""
+    inputs = {spec.name for spec in model.inputs}
+    every_weight = QConfigMapping(QConfig(weight=QuantSpec(), mode="weight_only"))
+    return name in inputs or name in model.names.values() or any(
+        point.tensor == name for point in place(model, every_weight).weights
+    )  # fmt: skip
+
+
 def unmatched_remedies(rule: str, mapping: QConfigMapping, model: Model) -> list[Remedy]:
     """What to do about a rule that no op matched: the closest one that some do, or none at all.
 
@@ -38,7 +48,9 @@ def unmatched_remedies(rule: str, mapping: QConfigMapping, model: Model) -> list
     by, _, pattern = rule.partition(" ")
     if by == "range":
         ranges = {tensor: ends for tensor, ends in mapping.ranges.items() if tensor != pattern}
-        return [Remedy(f"Drop the range of {pattern}", "No tensor has it.", mapping.replace(ranges=ranges))]
+        there = has_tensor(pattern, model)
+        sentence = "It is on no grid, so nothing changes." if there else "No tensor has this name, so nothing changes."
+        return [Remedy(f"Drop the range of {pattern}", sentence, mapping.replace(ranges=ranges))]
     taken = getattr(mapping, by)
     others = closest(pattern, model) if by == "by_name" else _types(pattern, model)
     out = []
