@@ -176,7 +176,7 @@ def calibrate(
 def merge_calibrations(calibrations: Sequence[Calibration]) -> Calibration:
     """What one calibration over all their data would have given, exactly; the means to the last digits.
 
-    Raises DataMismatch when they are of different models, or when there is none.
+    Raises DataMismatch when they are of different models or hold different means, and when there is none.
     """
     if not calibrations:
         raise DataMismatch("there is no calibration to merge.")
@@ -184,6 +184,11 @@ def merge_calibrations(calibrations: Sequence[Calibration]) -> Calibration:
     for other in rest:
         if other.model_hash != first.model_hash or set(other) != set(first):
             raise DataMismatch("these calibrations are of different models: only those of one model can be merged.")
+        if {n: m.shape for n, m in other.means.items()} != {n: m.shape for n, m in first.means.items()}:
+            raise DataMismatch(
+                "these calibrations have no means of the same tensors and shapes: calibrate with the same mapping, in "
+                "batches of one size."
+            )
     stats = dict(first._stats)
     for other in rest:
         stats = {name: mine.merge(other._stats[name]) for name, mine in stats.items()}

@@ -318,6 +318,9 @@ def test_a_convolution_without_an_axis_for_the_batch():
     assert shift_of(qlab.convert(model, CORRECTED, calib), model, data) < 1e-5
     with pytest.raises(DataMismatch, match=r"layer 'fc' reads .* size of the batch"):
         qlab.calibrate(model, data, 64, mapping=CORRECTED)
+    for other in (qlab.calibrate(model, data, 40, mapping=CORRECTED), qlab.calibrate(model, data, 50)):
+        with pytest.raises(DataMismatch, match="same tensors and shapes"):
+            qlab.merge_calibrations([calib, other])
 
 
 @pytest.mark.parametrize("net", [Rows, SequenceFirst], ids=["rows of a sample", "sequence first"])
