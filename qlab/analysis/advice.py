@@ -135,7 +135,8 @@ class _Remedies:
         yield from self._float_activation(fault)
 
     def _bias_shift(self, fault: Fault) -> Iterator[Remedy]:
-        if self._weighted(fault) is not None:
+        layer = self._weighted(fault)
+        if layer is not None and OP_TYPES[self.ops[layer]].role == "weighted":  # others have no bias to correct
             yield Remedy(
                 "Correct the biases",
                 "What rounding the weights adds to the mean of a channel is taken out of its bias, in every layer. It "

@@ -130,6 +130,8 @@ def test_weights_of_a_recurrent_layer() -> None:
     layer = next(x.name for x in case[0].layers if x.op == "lstm")
     titles = advised(case, COARSE, "weight_spread", f"{layer}.weight_ih_l0", f"{layer}.weight_ih_l0")
     assert {f"Scale {layer} per channel", f"Keep {layer} float"} <= titles.keys()
+    assert "Correct the biases" not in advised(case, COARSE, "bias_shift", layer)
+    assert "Correct the biases" in advised(case, COARSE, "bias_shift", "classifier")
 
 
 # --- kept float -------------------------------------------------------------------------------------------------------
