@@ -26,7 +26,7 @@ _HOME = {
     "sensitivity": "analysis.sensitivity", "Sensitivity": "analysis.sensitivity",
     "propagate": "analysis.propagation", "Propagation": "analysis.propagation",
     "diagnose": "analysis.diagnose", "Diagnosis": "analysis.diagnose", "Fault": "analysis.fault",
-    "Remedy": "analysis.remedy", "try_remedies": "analysis.advice", "combined": "analysis.advice",
+    "Remedy": "analysis.remedy", "try_remedies": "analysis.advice", "combined": "analysis.remedy",
     "equalized": "graph.equalize", "stability": "analysis.stability", "Stability": "analysis.stability",
     "sweep": "lab.sweep", "Sweep": "lab.sweep", "Grid": "lab.grid",
     **dict.fromkeys(

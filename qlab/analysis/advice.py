@@ -9,7 +9,7 @@ from torch import fx
 
 from qlab.analysis.fault import Fault
 from qlab.analysis.look_at_weights import outlier_limit
-from qlab.analysis.remedy import Remedy, combined
+from qlab.analysis.remedy import Remedy
 from qlab.analysis.unmatched import unmatched_remedies
 from qlab.analysis.unseen import unseen, unseen_remedy
 from qlab.calibration import Calibration, Progress, calibrate
@@ -26,8 +26,6 @@ from qlab.graph.optypes import OP_TYPES
 from qlab.graph.placement import ActivationPoint, Placement, place
 from qlab.metrics import three_digits
 from qlab.quant.qparams import choose_qparams
-
-__all__ = ["Tried", "advised", "combined", "remedies", "try_remedies"]
 
 ENOUGH_BITS = 8
 NAMED = 3  # layers in a title

@@ -19,7 +19,7 @@ from qlab.errors import NonFinite
 from qlab.lab import stages
 from qlab.lab.experiment import Experiment
 from qlab.lab.progress import Stage
-from qlab.lab.store import Store
+from qlab.lab.store import Artifact, Store
 from qlab.lab.work import Outcome, Work
 
 if TYPE_CHECKING:
@@ -61,17 +61,23 @@ class Analysis(Generic[T]):
         found = store.find_derived_json(self.name, self._key(model, data, mapping, batch_size, seed))
         return None if found is None else from_json(self.result, found)
 
+    def keep(
+        self, store: Store, model: Model, data: Dataset, mapping: QConfigMapping, made: T, *, batch_size: int = 64,
+        seed: int = 0,
+    ) -> Artifact:  # fmt: skip
+        """Where `find` finds it for the same request."""
+        return store.derive_json(self.name, self._key(model, data, mapping, batch_size, seed), to_json(made))
+
     def task(self, work: Work, spec: Mapping[str, Any]) -> Outcome:
         """What the job does. spec: experiment. Raises what loading and the analysis raise."""
         experiment = Experiment.from_dict(spec["experiment"])
         mapping = experiment.resolved_mapping
         loaded = stages.load(work, experiment, ranges=True, reference=False, then=self.plan)
-        key = self._key(loaded.model, loaded.data, mapping, experiment.batch_size, experiment.seed)
-        artifact = work.store.find_derived(self.name, key)
+        size, seed = experiment.batch_size, experiment.seed
+        artifact = work.store.find_derived(self.name, self._key(loaded.model, loaded.data, mapping, size, seed))
         if artifact is None:
-            calib = self._calibration(work, loaded, experiment)
-            made = self.compute(work, loaded, experiment, calib)
-            artifact = work.store.derive_json(self.name, key, to_json(made))
+            made = self.compute(work, loaded, experiment, self._calibration(work, loaded, experiment))
+            artifact = self.keep(work.store, loaded.model, loaded.data, mapping, made, batch_size=size, seed=seed)
         work.meter.finish()
         return Outcome({"artifacts": {self.name: artifact.hash}, "timings": work.meter.timings})
 
@@ -157,8 +163,8 @@ def _drawing(batches: int) -> list[Stage]:
     ]
 
 
-DIAGNOSIS: Analysis[Diagnosis] = Analysis("diagnosis", 1, Diagnosis, _diagnose, _diagnosing)
-ADVICE: Analysis[Attempts] = Analysis("advice", 1, Attempts, _try, _trying)
-STABILITY: Analysis[Stability] = Analysis("stability", 1, Stability, _stability, _drawing, draws=True)
+DIAGNOSIS: Analysis[Diagnosis] = Analysis("diagnosis", 2, Diagnosis, _diagnose, _diagnosing)
+ADVICE: Analysis[Attempts] = Analysis("advice", 2, Attempts, _try, _trying)
+STABILITY: Analysis[Stability] = Analysis("stability", 2, Stability, _stability, _drawing, draws=True)
 
 diagnose_task, advice_task, stability_task = DIAGNOSIS.task, ADVICE.task, STABILITY.task

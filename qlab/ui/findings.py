@@ -37,6 +37,7 @@ BADGES = {"error": ":red-badge[error]", "warning": ":orange-badge[costs accuracy
 STATES = {"error": "error", "warning": "costs accuracy", "note": "costs little"}
 PICKED, TRYING, CHOSEN = "findings.picked", "findings.trying", "findings.chosen"
 MOST_HEIGHT, TRIED_HEIGHT = 330, 460
+PICTURE, WORDS_BESIDE = 540, 390  # pixels; under each other in a narrow window
 
 
 def _arguments() -> dict[str, Any]:
@@ -71,10 +72,13 @@ def summary(found: Diagnosis) -> None:
     if not found.faults:
         st.success(
             "Nothing is wrong that the lab knows of: no outliers, no channel that suffers, no range wasted or cut "
-            "off, and "
-            "data like that of training."
+            "off, and data like that of training."
             if found.costs is not None
             else "Nothing is quantized under this config, so nothing is wrong with it."
+        )
+        st.caption(
+            "To see what the lab finds elsewhere, take the sample `outlier_mlp` in the sidebar, or a preset of fewer "
+            "bits on Experiment."
         )
         return
     first = found.faults[0]
@@ -171,7 +175,8 @@ def details(model: Model, found: Diagnosis, fault: Fault) -> None:
     from qlab.analysis.fault import KINDS
 
     kind = KINDS[fault.kind]
-    picture, words = st.columns([0.58, 0.42], gap="medium")
+    with st.container(horizontal=True, gap="medium", vertical_alignment="top", key="findings_details"):
+        picture, words = st.container(width=PICTURE), st.container(width=WORDS_BESIDE)
     with words:
         st.markdown(f"{BADGES[fault.severity]} **{errors.escape(fault.title)}**")
         st.markdown(errors.escape(fault.sentence))
@@ -324,8 +329,7 @@ def advice(model: Model, found: Diagnosis) -> None:
     if attempts is None and st.session_state.get(TRYING) != mine:
         st.markdown(
             f"{_count(len(remedies), 'remedy').replace('remedys', 'remedies')} may help. Trying them quantizes the "
-            "network "
-            "with each and measures it on all evaluation data."
+            "network with each and measures it on all evaluation data."
         )
         st.button(
             f"Try all {len(remedies)}" if len(remedies) > 1 else "Try it", key="findings_try", type="primary",

@@ -136,7 +136,7 @@ def figures(known: Found) -> None:
 def findings(known: Found) -> None:
     """Rules without effect, tensors without a range, layers with a weight that are float: each with what helps."""
     from qlab.analysis.ledger import groups_with_remedies, why_none
-    from qlab.analysis.unmatched import closest, unmatched_remedies
+    from qlab.analysis.unmatched import closest, has_tensor, unmatched_remedies
     from qlab.analysis.unseen import unseen, unseen_remedy
 
     mapping = state.mapping()
@@ -149,6 +149,8 @@ def findings(known: Found) -> None:
         sentence = (
             f"The {what if by == 'range' else f'rule for the {what}'} {pattern} matches nothing in this network.{meant}"
         )
+        if by == "range" and has_tensor(pattern, known.model):
+            sentence = f"The range of {pattern} does nothing: under this config that tensor is on no grid."
         lines.append((":orange-badge[rule without effect]", sentence, unmatched_remedies(rule, mapping, known.model)))
     for one in unseen(known.model, known.placement, known.calib) if known.calib is not None else ():
         saw = "holds nothing but zeros in the calibration" if one.zeros else "was never observed by the calibration"

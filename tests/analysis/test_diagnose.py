@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 import qlab
 from benchmarks.planted import CASES, PER_CHANNEL, PER_TENSOR, Planted, fresh
-from qlab.analysis.advice import combined, try_remedies
+from qlab.analysis.advice import try_remedies
 from qlab.analysis.diagnose import diagnose
 from qlab.analysis.fault import KINDS, Fault, ordered
-from qlab.analysis.remedy import Remedy
+from qlab.analysis.remedy import Remedy, combined
 from qlab.config import QConfig, QConfigMapping, QuantSpec
 from qlab.errors import Cancelled
 

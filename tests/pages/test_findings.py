@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 
 import qlab
+from qlab.analysis.advice import try_remedies
+from qlab.analysis.remedy import Remedy
 from qlab.config import QConfig, QConfigMapping, QuantSpec
 from qlab.lab import analyses
 from qlab.lab.experiment import Experiment
@@ -15,7 +17,8 @@ from tests.jobs_here import carry
 from tests.pages.elements import array, button, charts
 
 MODEL = "outlier_mlp"
-ROUGH = QConfigMapping(QConfig(QuantSpec(4, "per_tensor_symmetric"), QuantSpec(8)))
+A8, PER_CHANNEL = QuantSpec(8), QuantSpec(8, "per_channel_affine", observer="mse")
+ROUGH = QConfigMapping(QConfig(QuantSpec(4, "per_tensor_symmetric"), A8))
 
 
 @pytest.fixture
@@ -86,9 +89,33 @@ def test_trials_are_shown_and_those_that_are_chosen_make_a_config(page, found, r
     assert at.session_state["lab.mapping"] == expected
 
 
+def test_what_cannot_be_tried_and_what_cannot_be_had_both_ways_is_told(page, home, read) -> None:
+    three, five = (
+        Remedy(f"fc1 at {bits} bits", "Sets its bits.", ROUGH.replace(by_name={"fc1": QConfig(QuantSpec(bits), A8)}))
+        for bits in (3, 5)
+    )
+    no_config = Remedy("All by mse", "Cannot be.", QConfigMapping(QConfig(QuantSpec(8), PER_CHANNEL)))
+    model, data = qlab.load_model(MODEL), qlab.load_dataset(MODEL)
+    attempts = analyses.Attempts(try_remedies(model, data, ROUGH, [three, five, no_config]))
+    store = Store(home)
+    analyses.ADVICE.keep(store, model, data, ROUGH, attempts)
+    store.close()
+    at = page(ROUGH, "diagnose")
+    told = read(at, "warning").replace("\\", "")
+    assert "All by mse could not be tried: " in told
+    assert "per-channel activations" in told
+    table = at.dataframe[1].value
+    assert sorted(table["Remedy"]) == [three.title, five.title]
+    key = table_key("findings_tried", list(table["Remedy"]))
+    at.session_state[key] = {"selection": {"rows": [0, 1], "columns": [], "cells": []}}
+    at.run()
+    assert "the bits of" in read(at, "warning").replace("\\", "")
+
+
 def test_nothing_wrong_is_said(page, read) -> None:
     at = page(presets["x86"], "diagnose", model="residual_digits")
     assert "Nothing is wrong" in read(at, "success")
+    assert "outlier_mlp" in read(at, "caption")
     assert not at.dataframe
 
 
