@@ -6,7 +6,7 @@ from qlab.ui import cache, change, errors, findings, frame, state
 
 EXPLAIN = """
 **Reading the page.** The lab looks at weights, ranges, data, rules and errors, and lists what is wrong, worst first.
-*Costs accuracy* means: with this part alone quantized, the network's output suffers. *Costs little* is worth knowing
+*Costs much* means: with this part alone quantized, the network's output suffers. *Costs little* is worth knowing
 and changes hardly anything at these bits.
 
 **Trying.** Pick a line to see the picture. Every button under *What may help* changes the config of the lab, and Undo

@@ -33,8 +33,8 @@ TRY_WORDS = derived.Words(
     again="Try again",
     help="Measures every remedy on the evaluation data.",
 )
-BADGES = {"error": ":red-badge[error]", "warning": ":orange-badge[costs accuracy]", "note": ":gray-badge[costs little]"}
-STATES = {"error": "error", "warning": "costs accuracy", "note": "costs little"}
+BADGES = {"error": ":red-badge[error]", "warning": ":orange-badge[costs much]", "note": ":gray-badge[costs little]"}
+STATES = {"error": "error", "warning": "costs much", "note": "costs little"}
 PICKED, TRYING, CHOSEN = "findings.picked", "findings.trying", "findings.chosen"
 MOST_HEIGHT, TRIED_HEIGHT = 330, 460
 PICTURE, WORDS_BESIDE = 540, 390  # pixels; under each other in a narrow window
@@ -85,8 +85,7 @@ def summary(found: Diagnosis) -> None:
     place = f" in **{errors.escape(first.tensor)}**" if first.tensor else ""
     if counts["error"] + counts["warning"] == 0:
         st.success(
-            f"Nothing costs accuracy here. {_count(counts['note'], 'thing')} worth knowing, such as "
-            f"{_low(first)}{place}."
+            f"Nothing costs much here. {_count(counts['note'], 'thing')} worth knowing, such as {_low(first)}{place}."
         )
     else:
         more = counts["error"] + counts["warning"] - 1
@@ -128,7 +127,7 @@ def table(found: Diagnosis) -> Fault | None:
         ),
         key=key, hide_index=True, width="stretch", height=run_list.height(len(names), MOST_HEIGHT),
         column_config={
-            "How bad": st.column_config.TextColumn(help="Whether it stops the config, costs accuracy, or little."),
+            "How bad": st.column_config.TextColumn(help="Whether it stops the config, or what it costs the output."),
             "Number": st.column_config.TextColumn(help="What the finding is about; the details say what it is."),
             "Output": st.column_config.TextColumn(
                 help="SQNR of the network's output when this part alone is quantized, on up to 128 samples: what the "
