@@ -7,7 +7,7 @@ Importing this module does not import torch.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatchcase
 from typing import Any, Literal
@@ -249,6 +249,15 @@ class QConfigMapping:
 
     def replace(self, **changes: Any) -> QConfigMapping:
         return replace(self, **changes)
+
+    def each(self, change: Callable[[QConfig], QConfig]) -> QConfigMapping:
+        """With this change of every config, the default's and the rules'; what is float stays."""
+
+        def changed(rules: Mapping[str, QConfig | None]) -> dict[str, QConfig | None]:
+            return {key: change(config) if config else None for key, config in rules.items()}
+
+        default = change(self.default) if self.default else None
+        return self.replace(default=default, by_type=changed(self.by_type), by_name=changed(self.by_name))
 
     def to_dict(self) -> dict[str, Any]:
         def each(rules: Mapping[str, QConfig | None]) -> dict[str, Any]:

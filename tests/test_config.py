@@ -187,3 +187,13 @@ def test_a_range_that_is_none_is_refused(ends):
 def test_switches_are_on_or_off():
     with pytest.raises(InvalidConfig, match="equalize is 'yes'"):
         QConfigMapping(equalize="yes")
+
+
+def test_each_config_is_changed_and_float_stays_float():
+    def config(bits):
+        return QConfig(QuantSpec(bits), mode="weight_only")
+
+    mapping = QConfigMapping(config(4), {"linear": None}, {"fc": config(5), "x*": None}, {"y": (0, 1)})
+    wide = mapping.each(lambda given: given.replace(weight=given.weight.replace(bits=8)))
+    assert wide == mapping.replace(default=config(8), by_name={"fc": config(8), "x*": None})
+    assert QConfigMapping().each(lambda given: config(8)) == QConfigMapping()

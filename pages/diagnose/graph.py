@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from qlab.ui import cache, errors, frame, graph, state
+from qlab.ui import cache, errors, frame, graph, state, widgets
 
 EXPLAIN = """
 **Reading the picture.** Values run from top to bottom. Orange boxes are quantized, pale orange ones share the grid of
@@ -33,11 +33,7 @@ def bench() -> None:
 
 def look(known) -> None:
     graph.controls(known)
-    tabs = {"Picture": graph.picture, "Table": graph.table}
-    for place, draw in zip(st.tabs(list(tabs), key="graph_tabs", on_change="rerun"), tabs.values(), strict=True):
-        if place.open:
-            with place:
-                draw(known)
+    widgets.tabs({"Picture": lambda: graph.picture(known), "Table": lambda: graph.table(known)}, key="graph_tabs")
 
 
 bench()

@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from qlab.ui import cache, change, errors, findings, frame, propagation, state
+from qlab.ui import cache, change, errors, findings, frame, propagation, state, widgets
 
 EXPLAIN = """
 **Reading the picture.** Every point is a tensor, in the order of the network. The dashed line is what its own unit does
@@ -42,14 +42,8 @@ def look(found) -> None:
     row = propagation.chosen(found)
     propagation.controls(found, row)
     propagation.picture(found, row)
-    tensor, every = st.tabs(["This tensor", "Table"], key=propagation.TABS, on_change="rerun")
-    # Only the open tab is drawn: a chart in a hidden one would get no width.
-    if tensor.open:
-        with tensor:
-            propagation.one(found, row)
-    if every.open:
-        with every:
-            propagation.table(found, row)
+    places = {"This tensor": lambda: propagation.one(found, row), "Table": lambda: propagation.table(found, row)}
+    widgets.tabs(places, key=propagation.TABS)
 
 
 bench()

@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from qlab.ui import cache, change, errors, frame, keep_worst, sensitivity, sensitivity_layer, state
+from qlab.ui import cache, change, errors, frame, keep_worst, sensitivity, sensitivity_layer, state, widgets
 
 EXPLAIN = """
 **Reading the picture.** One bar for each layer, the guiltiest on top. With *only this*, one layer is quantized and all
@@ -11,8 +11,8 @@ all others are quantized: the bar goes from all quantized to what sparing that l
 
 **Grey** bars differ from the base by no more than chance would make them differ, on the same samples. **Light** bars
 with a rim are estimated from the first samples, as many as it takes for their order to hold; the worst are then
-measured on all. The grey band is the 95 % interval
-of the base's accuracy. Weights are solid, activations hatched where both are shown.
+measured on all. The grey band is the 95 % interval of the base's accuracy. Weights are solid, activations hatched
+where both are shown.
 
 **Trying.** Press both *weights* and *activations* to see which of the two it is. Click a bar and keep its layer float,
 or open *Keep the worst* to see how many layers it takes, and what that costs in size. All figures are simulated.
@@ -44,14 +44,11 @@ def look(model, found) -> None:
     sensitivity.headline(found)
     sensitivity_layer.details(found)
     sensitivity.picture(found)
-    table, kept = st.tabs(["Table", "Keep the worst"], key="sens_tabs", on_change="rerun")
-    # Only the open tab is drawn: the curve is measured when it is looked at.
-    if table.open:
-        with table:
-            sensitivity_layer.table(found)
-    if kept.open:
-        with kept:
-            keep_worst.tab(model, found)
+    places = {
+        "Table": lambda: sensitivity_layer.table(found),
+        "Keep the worst": lambda: keep_worst.tab(model, found),
+    }
+    widgets.tabs(places, key="sens_tabs")
 
 
 bench()

@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from qlab.ui import cache, change, errors, frame, stability, stability_tabs, state
+from qlab.ui import cache, change, errors, frame, stability, stability_tabs, state, widgets
 
 EXPLAIN = """
 **What is done.** Calibrations of growing size are drawn from the calibration data, with replacement and in any order
@@ -40,14 +40,11 @@ def look(found) -> None:
     stability.verdict(found)
     stability.advice(found)
     stability.picture(found)
-    scales, every = st.tabs(["Which scales move?", "Table"], key="stab_tabs", on_change="rerun")
-    # Only the open tab is drawn: a chart in a hidden one would get no width.
-    if scales.open:
-        with scales:
-            stability_tabs.scales(found)
-    if every.open:
-        with every:
-            stability_tabs.table(found)
+    places = {
+        "Which scales move?": lambda: stability_tabs.scales(found),
+        "Table": lambda: stability_tabs.table(found),
+    }
+    widgets.tabs(places, key="stab_tabs")
 
 
 bench()

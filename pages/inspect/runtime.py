@@ -1,8 +1,10 @@
 """Runtime: what ONNX Runtime executed, op by op, how fast, and whether it is what was simulated."""
 
+from functools import partial
+
 import streamlit as st
 
-from qlab.ui import cache, errors, frame, runtime, runtime_tabs, state
+from qlab.ui import cache, errors, frame, runtime, runtime_tabs, state, widgets
 
 EXPLAIN = """
 **Reading the page.** The network was written as an ONNX file, and ONNX Runtime ran it on this machine. The runtime
@@ -57,11 +59,7 @@ def look(report) -> None:
         "Size": runtime_tabs.size,
         "This machine": runtime_tabs.machine,
     }
-    # Only the open tab is drawn: a chart in a hidden one would get no width.
-    for place, draw in zip(st.tabs(list(tabs), key="runtime_tabs", on_change="rerun"), tabs.values(), strict=True):
-        if place.open:
-            with place:
-                draw(report)
+    widgets.tabs({title: partial(draw, report) for title, draw in tabs.items()}, key="runtime_tabs")
 
 
 bench()

@@ -1,5 +1,7 @@
 """Compare: accuracy over cost, the runs as rows with paired verdicts, two of them in detail, layer by layer."""
 
+from functools import partial
+
 import streamlit as st
 
 from qlab.ui import (
@@ -13,6 +15,7 @@ from qlab.ui import (
     compare_two,
     errors,
     frame,
+    widgets,
 )
 
 EXPLAIN = """
@@ -54,11 +57,12 @@ def look(shown: compare.Compared) -> None:
     with errors.box():
         compare_chart.picked(shown)
     parts = {"Table": compare_table, "Two configs": compare_two, "Layers": compare_layers, "Share": compare_share}
-    # Only the open tab is worked out: reading the results of many runs takes longer than all the rest.
-    for tab, part in zip(st.tabs(list(parts), key="compare_tabs", on_change="rerun"), parts.values(), strict=True):
-        if tab.open:
-            with tab, errors.box():
-                part.draw(shown)
+
+    def draw(part) -> None:
+        with errors.box():
+            part.draw(shown)
+
+    widgets.tabs({title: partial(draw, part) for title, part in parts.items()}, key="compare_tabs")
 
 
 page()

@@ -3,7 +3,7 @@
 import streamlit as st
 
 from qlab.metrics import three_digits
-from qlab.ui import by_hand, cache, distributions, errors, frame, hand_controls, hand_run, state, trial
+from qlab.ui import by_hand, cache, distributions, errors, frame, hand_controls, hand_run, state, trial, widgets
 
 EXPLAIN = """
 **Reading the picture.** The blue shape counts the values. The bars above it are the ranges of all observers, with the
@@ -63,20 +63,17 @@ def look(entry, spec, tensor, key) -> None:
     hand_run.panel(entry, ends)
     if entry.fixed:
         st.caption(f"The output of {entry.fixed} has a range that is known without data, and a run uses that one.")
-    observers, channels, computed = st.tabs(
-        ["Observers", "Channels", "How it is computed"], key="dist_tabs", on_change="rerun"
-    )
-    # Only the open tab is worked out: the channels of a large weight take longer than all the rest.
-    if observers.open:
-        with observers:
-            distributions.observer_table(entry, found)
-    if channels.open:
-        with channels:
-            by_channel = distributions.channels(key, words, ends, tensor, spec, axis)
-            distributions.channel_panel(entry, by_channel, found, channel)
-    if computed.open:
-        with computed:
-            distributions.how_computed(found)
+
+    def channels() -> None:
+        by_channel = distributions.channels(key, words, ends, tensor, spec, axis)
+        distributions.channel_panel(entry, by_channel, found, channel)
+
+    places = {
+        "Observers": lambda: distributions.observer_table(entry, found),
+        "Channels": channels,
+        "How it is computed": lambda: distributions.how_computed(found),
+    }
+    widgets.tabs(places, key="dist_tabs")
 
 
 def about(entry, tensor, shown, channel) -> str:

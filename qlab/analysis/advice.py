@@ -218,20 +218,14 @@ class _Remedies:
     def _everywhere(self, part: str, change: Change) -> QConfigMapping:
         """The config with this part changed in its default and in all its rules, where that can be."""
 
-        def changed(config: QConfig | None) -> QConfig | None:
-            spec = getattr(config, part) if config is not None else None
-            if config is None or spec is None:
-                return config
+        def changed(config: QConfig) -> QConfig:
+            spec = getattr(config, part)
             try:
-                return config.replace(**{part: change(spec)})
+                return config if spec is None else config.replace(**{part: change(spec)})
             except InvalidConfig:
                 return config
 
-        return self.mapping.replace(
-            default=changed(self.mapping.default),
-            by_type={key: changed(config) for key, config in self.mapping.by_type.items()},
-            by_name={key: changed(config) for key, config in self.mapping.by_name.items()},
-        )
+        return self.mapping.each(changed)
 
     def _also(self, fault: Fault, new: QConfigMapping) -> str:
         """A sentence on the other activations whose grid this changes."""

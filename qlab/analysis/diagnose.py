@@ -5,10 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
-from torch import fx
 
 from qlab.analysis.advice import advised
 from qlab.analysis.fault import Fault, ordered
@@ -25,6 +23,7 @@ from qlab.config import QConfigMapping
 from qlab.conversion import QuantizedModel, convert
 from qlab.data import Dataset
 from qlab.errors import InvalidConfig, NonFinite
+from qlab.float_side import Tapped
 from qlab.forward import pad
 from qlab.graph.capture import Model
 from qlab.graph.equalize import network_of
@@ -193,9 +192,19 @@ def _non_finite_when_quantized(error: NonFinite, qmodel: QuantizedModel, data: D
     """Float gives numbers and the quantized network does not. The tensor is named where the first batch shows it."""
     size = qmodel.model.fixed_batch or min(batch_size, len(data.evaluation))
     _, inputs, _ = data.evaluation.batch(0, size)
-    found = _FirstNonFinite(qmodel)
-    found.run(*(pad(inputs, size) if len(inputs[0]) < size else inputs))
-    tensor = found.first
+    first: list[str] = []
+
+    def look(name: str, value: torch.Tensor) -> None:
+        # Infinities of masks do not count.
+        if not first and value.is_floating_point():
+            bad = torch.isnan(value) if name in qmodel.infinite else ~torch.isfinite(value)
+            first.extend([name] if bool(bad.any()) else [])
+
+    names = {node.name: name for node, name in qmodel.model.names.items()}
+    taps = {node: names[node.name] for node in qmodel.graph_module.graph.nodes if node.name in names}
+    with torch.no_grad():
+        Tapped(qmodel.graph_module, taps, look).run(*(pad(inputs, size) if len(inputs[0]) < size else inputs))
+    tensor = first[0] if first else None
     if tensor is None:
         return Fault("non_finite", "error", "", "", 0, f"Quantized, {error}", advice=ROUNDED_TO_ZERO)
     sentence = (
@@ -205,34 +214,13 @@ def _non_finite_when_quantized(error: NonFinite, qmodel: QuantizedModel, data: D
     return Fault("non_finite", "error", tensor, tensor, 0, sentence, advice=ROUNDED_TO_ZERO)
 
 
-class _FirstNonFinite(fx.Interpreter):
-    """Runs a quantized network; first: name of the first tensor with NaN or Inf, or None. Infinities of masks do not
-    count."""
-
-    def __init__(self, qmodel: QuantizedModel):
-        super().__init__(qmodel.graph_module)
-        self.first: str | None = None
-        self.infinite = qmodel.infinite
-        self.names = {node.name: name for node, name in qmodel.model.names.items()}
-
-    def run_node(self, n: fx.Node) -> Any:
-        with torch.no_grad():
-            value = super().run_node(n)
-        name = self.names.get(n.name)
-        if self.first is None and name is not None and isinstance(value, torch.Tensor) and value.is_floating_point():
-            bad = torch.isnan(value) if name in self.infinite else ~torch.isfinite(value)
-            self.first = name if bool(bad.any()) else None
-        return value
-
-
 def _unobserved(network: Model, mapping: QConfigMapping, calib: Calibration) -> Iterator[Fault]:
     for one in unseen(network, place(network, mapping, calib.infinite), calib):
         if one.zeros:
             continue  # look_at_activations says it
         sentence = (
             f"{one.tensor} needs a range for {', '.join(one.layers)}, and the calibration of {calib.samples:,} "
-            "samples holds "
-            "nothing of it."
+            "samples holds nothing of it."
         )
         advice = "Calibrate with data that reaches it."
         yield Fault("never_observed", "error", one.tensor, one.layers[0], 0, sentence, advice=advice)

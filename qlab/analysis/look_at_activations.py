@@ -109,8 +109,7 @@ def _clipped(point: ActivationPoint, layer: str, module: FakeQuantize, stats: Te
         sentence = (
             f"{percent(error.clipped_share)} of the values of {point.tensor} lie beyond its grid, which ends at "
             f"{three_digits(float(module.qparams.low))} and {three_digits(float(module.qparams.high))} while the "
-            "values "
-            f"reach from {three_digits(stats.minimum)} to {three_digits(stats.maximum)}. They carry "
+            f"values reach from {three_digits(stats.minimum)} to {three_digits(stats.maximum)}. They carry "
             f"{percent(error.clipped_energy_share)} of its energy."
         )
         yield Fault("saturated", "warning", point.tensor, layer, error.clipped_share, sentence)
@@ -131,8 +130,7 @@ def _spread(qmodel: QuantizedModel, point: ActivationPoint, layer: str, stats: T
     wide = tuple(int(i) for i in np.argsort(-ranges) if ranges[i] > ratio * median / 2)
     sentence = (
         f"Channel {wide[0]} of {point.tensor} reaches {three_digits(float(ranges.max()))}, {three_digits(ratio)} "
-        "times the "
-        f"median channel, and one scale serves all {len(ranges)} channels."
+        f"times the median channel, and one scale serves all {len(ranges)} channels."
     )
     yield Fault("activation_spread", "warning", point.tensor, layer, ratio, sentence, channels=wide)
 
@@ -154,8 +152,7 @@ def _narrow(
     sentence = (
         f"Channel {first} of {point.tensor} reaches only {three_digits(float(ranges[first]))}, the median channel "
         f"{three_digits(median / float(ranges[first]))} times as much, and one scale serves all {len(ranges)}. What "
-        "reads "
-        f"it has weights {three_digits(float(reach[first]) / usual)} times the usual for it, which multiply its "
+        f"reads it has weights {three_digits(float(reach[first]) / usual)} times the usual for it, which multiply its "
         "rounding too."
     )
     yield Fault(

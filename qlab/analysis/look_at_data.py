@@ -88,10 +88,8 @@ def _unlike_training(model: Model, data: Dataset, inputs: list[str]) -> Fault | 
     sentence = (
         f"{norm.name}, folded into {model.names[node]}, remembers what its channels gave in training. Fed with the "
         f"calibration data they spread {three_digits(float(ratios.median()))} times as wide, and their means are off "
-        "by "
-        f"{three_digits(float(shifts.abs().median()))} standard deviations (medians of {int(alive.sum())} channels): "
-        "the "
-        f"values that reach {where} were prepared in another way than those the network was trained on."
+        f"by {three_digits(float(shifts.abs().median()))} standard deviations (medians of {int(alive.sum())} "
+        f"channels): the values that reach {where} were prepared in another way than those the network was trained on."
     )
     return Fault(
         "unlike_training", "error", where, where, value, sentence,

@@ -116,9 +116,8 @@ def _spread(point: WeightPoint, weight: Tensor) -> Iterator[Fault]:
     if isinstance(norm, FoldedNorm) and folded >= threshold("norm_spread"):
         sentence = (
             f"{norm.name} was folded into {point.layer}: its channels were multiplied by factors of which the largest "
-            "is "
-            f"{three_digits(folded)} times the median one, because their variances differ that much. One scale serves "
-            f"all channels of {point.tensor}, and most of them get few levels."
+            f"is {three_digits(folded)} times the median one, because their variances differ that much. One scale "
+            f"serves all channels of {point.tensor}, and most of them get few levels."
         )
         yield Fault("norm_spread", "warning", point.tensor, point.layer, folded, sentence, channels=wide)
     elif ratio >= threshold("weight_spread"):

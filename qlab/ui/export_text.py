@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import streamlit as st
 
-from qlab.ui import cache, converted, errors, state
+from qlab.ui import cache, converted, errors, state, widgets
 from qlab.ui.export import stem
 
 if TYPE_CHECKING:
@@ -36,10 +37,13 @@ def draw(model: Model, prepared: bool) -> None:
             prepared, "export_onnxruntime",
         ),
     )  # fmt: skip
-    for place, write in zip(st.tabs(TABS, key="export_tabs", on_change="rerun"), parts, strict=True):
-        if place.open:
-            with place, errors.box():
-                write()
+
+    def boxed(write: Callable[[], None]) -> None:
+        with errors.box():
+            write()
+
+    places = {title: partial(boxed, write) for title, write in zip(TABS, parts, strict=True)}
+    widgets.tabs(places, key="export_tabs")
 
 
 def _spec(file_name: str) -> None:

@@ -11,7 +11,7 @@ import streamlit as st
 from qlab.errors import NotObserved
 from qlab.metrics import MISSING, percent
 from qlab.plots.theme import palette
-from qlab.ui import cache, change, choose, converted, errors, graph, prepared, run_list, state, widgets
+from qlab.ui import cache, change, choose, converted, errors, graph, overrides, prepared, run_list, state, widgets
 
 if TYPE_CHECKING:
     from qlab.analysis.fault import Fault
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 HEIGHT = 460
 FOLDED_FROM = 4  # findings that stand open
-NAMED = 4  # layers written out
 ALL = "all"
 WORDS = {ALL: "All", "quantized": "Quantized", "shared": "Shared", "float": "Float"}
 LAYER, SHOWN, SEARCH = "ledger.layer", "ledger.shown", "ledger.search"
@@ -154,14 +153,18 @@ def findings(known: Found) -> None:
         lines.append((":orange-badge[rule without effect]", sentence, unmatched_remedies(rule, mapping, known.model)))
     for one in unseen(known.model, known.placement, known.calib) if known.calib is not None else ():
         saw = "holds nothing but zeros in the calibration" if one.zeros else "was never observed by the calibration"
-        sentence = f"{one.tensor} {saw}, so there is no range to lay a grid over. {_some(one.layers)} need it on one."
+        sentence = (
+            f"{one.tensor} {saw}, so there is no range to lay a grid over. {overrides.some(one.layers)} need it on one."
+        )
         assert known.calib is not None
         lines.append((":orange-badge[no range]", sentence, [unseen_remedy(one, mapping, known.model, known.calib)]))
     for rows, remedies in groups_with_remedies(known.rows, mapping, known.model, known.infinite):
         first, many = rows[0], len(rows) > 1
         asked = first.cause in ("excluded", "default_float")
         badge = ":gray-badge[kept float]" if asked else ":orange-badge[float]"
-        sentence = f"{_some([row.layer for row in rows])} ({first.op}) {'have' if many else 'has'} a weight and "
+        sentence = (
+            f"{overrides.some([row.layer for row in rows])} ({first.op}) {'have' if many else 'has'} a weight and "
+        )
         sentence += f"{'stay' if many else 'stays'} float: {first.reason}."
         lines.append((badge, sentence if remedies else f"{sentence} {why_none(first, known.model)}", remedies))
     for fault in known.useless:
@@ -179,11 +182,6 @@ def _finding(badge: str, sentence: str, remedies: Sequence[Remedy], *, key: str)
         st.markdown(f"{badge} {errors.escape(sentence)}")
         if remedies:
             change.buttons(remedies, f"{key}_do")
-
-
-def _some(layers: Sequence[str]) -> str:
-    more = len(layers) - NAMED
-    return ", ".join(layers[:NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 # --- the table --------------------------------------------------------------------------------------------------------

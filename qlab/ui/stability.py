@@ -247,18 +247,14 @@ def remedies(mapping: QConfigMapping) -> list[Remedy]:
 def _ranged_by(mapping: QConfigMapping, observer: str) -> QConfigMapping:
     """The config with this observer for all activations; bits and schemes stay, and what cannot have it stays whole."""
 
-    def changed(config: QConfig | None) -> QConfig | None:
-        spec = None if config is None else config.activation
+    def changed(config: QConfig) -> QConfig:
+        spec = config.activation
         # Of activations per channel only the range is known, which serves min_max alone.
-        if config is None or spec is None or spec.granularity != "tensor" or spec.observer == observer:
+        if spec is None or spec.granularity != "tensor" or spec.observer == observer:
             return config
         return config.replace(activation=spec.replace(observer=observer, observer_args={}))
 
-    return mapping.replace(
-        default=changed(mapping.default),
-        by_type={name: changed(config) for name, config in mapping.by_type.items()},
-        by_name={name: changed(config) for name, config in mapping.by_name.items()},
-    )
+    return mapping.each(changed)
 
 
 def advice(result: Stability) -> None:

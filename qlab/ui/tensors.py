@@ -137,16 +137,12 @@ def with_spec_everywhere(mapping: QConfigMapping, role: Role, spec: QuantSpec) -
     Rules that keep layers float stay. Raises InvalidConfig where the mode does not take it.
     """
 
-    def changed(config: QConfig | None) -> QConfig | None:
-        return config.replace(**{role: spec}) if config is not None and getattr(config, role) is not None else config
+    def changed(config: QConfig) -> QConfig:
+        return config.replace(**{role: spec}) if getattr(config, role) is not None else config
 
     default = mapping.default or presets["x86"].default
     assert default is not None
-    return mapping.replace(
-        default=default.replace(**{role: spec}),
-        by_type={name: changed(config) for name, config in mapping.by_type.items()},
-        by_name={name: changed(config) for name, config in mapping.by_name.items()},
-    )
+    return mapping.each(changed).replace(default=default.replace(**{role: spec}))
 
 
 def with_spec_here(mapping: QConfigMapping, entry: Entry, spec: QuantSpec) -> QConfigMapping:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import streamlit as st
@@ -55,6 +55,15 @@ def clicked(key: str) -> list[str]:
     """What the marks that were clicked in a chart carry as customdata; for its on_select."""
     found = [point.get("customdata") for point in st.session_state[key]["selection"]["points"]]
     return [one[0] if isinstance(one, list) else one for one in found]
+
+
+def tabs(places: Mapping[str, Callable[[], object]], *, key: str) -> None:
+    """A tab for each of these, by title; only the open one is drawn. A chart in a hidden one would get no width, and
+    what takes long is worked out when it is looked at."""
+    for place, draw in zip(st.tabs(list(places), key=key, on_change="rerun"), places.values(), strict=True):
+        if place.open:
+            with place:
+                draw()
 
 
 def figures(values: list[tuple[str, str, str | None, str]]) -> None:

@@ -20,7 +20,6 @@ from qlab.export.template import Template, export_template, keep_template, templ
 from qlab.runtime.executed import executed
 from qlab.runtime.parity import parity
 from qlab.runtime.session import RuntimeOptions, float_session, open_session
-from tests.networks import Twice
 
 SAMPLES = ("conv_digits", "depthwise_digits", "lstm_text", "outlier_mlp", "residual_digits", "transformer_text")
 W8 = QuantSpec(bits=8, qscheme="per_channel_symmetric")
@@ -462,40 +461,3 @@ def test_the_module_of_the_markers_can_be_loaded_anew() -> None:
     again = importlib.reload(markers).translations()
     assert list(again) == list(before)
     assert export_template(qlab.load_model("outlier_mlp")).proto.graph.node
-
-
-class TwiceConvolved(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(8, 8, 3, padding=1)
-
-    def forward(self, x):
-        return self.conv(torch.relu(self.conv(x)))
-
-
-class Tied(nn.Module):
-    """A table whose rows are looked up and whose columns are multiplied, twice."""
-
-    def __init__(self):
-        super().__init__()
-        self.table = nn.Embedding(20, 20)
-
-    def forward(self, x):
-        x = self.table(x).mean(1)
-        return nn.functional.linear(torch.relu(nn.functional.linear(x, self.table.weight)), self.table.weight)
-
-
-@pytest.mark.parametrize("mode", ["static", "dynamic", "weight_only"])
-@pytest.mark.parametrize("scheme", ["per_tensor_symmetric", "per_channel_symmetric"])
-@pytest.mark.parametrize("bits", [8, 4])
-@pytest.mark.parametrize("net", [Twice, TwiceConvolved, Tied])
-def test_a_weight_that_is_read_twice_runs(net, bits, scheme, mode):
-    torch.manual_seed(0)
-    x = {Twice: torch.randn(64, 8), TwiceConvolved: torch.randn(64, 8, 4, 4), Tied: torch.randint(0, 20, (64, 5))}[net]
-    model, data = qlab.load_model(net().eval(), x[:4]), qlab.load_dataset(x.numpy())
-    config = QConfig(QuantSpec(bits, scheme), None if mode == "weight_only" else QuantSpec(), mode)
-    qmodel = qlab.convert(model, qlab.QConfigMapping(default=config), qlab.calibrate(model, data))
-    given, simulated = qmodel.integer_session()(x), qmodel(x)
-    # a code of what is ranged at every call may fall on the other side of a tie
-    allowed = 0.02 * simulated.abs().max() if mode == "dynamic" else 1e-5
-    assert (given - simulated).abs().max() <= allowed
