@@ -20,12 +20,20 @@ def main() -> None:
                     experiment="Experiment",
                     distributions="Distributions",
                     sweep="Sweep",
+                    training="Training (QAT)",
                     compare="Compare",
                     runs="Runs",
                 ),
             ],
             "Inspect": [
-                *_pages("inspect", runtime="Runtime", steps="One number, step by step", export="Export"),
+                *_pages(
+                    "inspect",
+                    runtime="Runtime",
+                    steps="One number, step by step",
+                    weights="Weights",
+                    files="Quantized files",
+                    export="Export",
+                ),
             ],
             "Diagnose": [
                 *_pages(
