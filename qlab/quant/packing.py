@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,19 @@ import torch
 from numpy.typing import NDArray
 
 from qlab.errors import DataMismatch, InvalidConfig
+
+
+@dataclass(frozen=True, eq=False)
+class BitMap:
+    """Whose bits lie in a stretch of packed bytes.
+
+    byte: [b] indices of the bytes. code: [b, 8] index of the code that each bit belongs to, and bit: [b, 8] which of
+    its bits it is; lowest bit of the byte first, both -1 for the zeros that fill up the last byte.
+    """
+
+    byte: NDArray[np.int64]
+    code: NDArray[np.int64]
+    bit: NDArray[np.int64]
 
 
 def pack(codes: torch.Tensor, bits: int, signed: bool) -> torch.Tensor:
@@ -42,6 +56,20 @@ def unpack(packed: torch.Tensor, bits: int, signed: bool, shape: Sequence[int]) 
     if signed:
         codes = (codes << (8 - bits)).view(np.int8) >> (8 - bits)  # carries the sign bit up
     return torch.from_numpy(codes.reshape(tuple(shape)))
+
+
+def bits_in_bytes(n: int, bits: int, first: int = 0, count: int | None = None) -> BitMap:
+    """Whose bits lie in `count` bytes from `first` on, of n codes that pack packed at this width.
+
+    What reaches beyond the last byte is left out; None: to the end. Raises InvalidConfig for a width outside 2..8.
+    """
+    _limits(bits, False)
+    end = -(-n * bits // 8)
+    last = end if count is None else min(first + count, end)
+    byte = np.arange(max(first, 0), max(last, first, 0), dtype=np.int64)
+    at = byte[:, None] * 8 + np.arange(8)
+    used = at < n * bits
+    return BitMap(byte, np.where(used, at // bits, -1), np.where(used, at % bits, -1))
 
 
 def _limits(bits: int, signed: bool) -> tuple[int, int]:
