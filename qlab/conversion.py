@@ -20,7 +20,7 @@ from qlab.graph.lower import attribute
 from qlab.graph.ops import op_type, packet_name
 from qlab.graph.optypes import OP_TYPES
 from qlab.graph.placement import ActivationPoint, LedgerRow, Placement, WeightPoint, place
-from qlab.graph.recurrent import DynamicFakeQuantize, DynamicRecurrent
+from qlab.graph.rewrite import Rewriter
 from qlab.quant.fake_quant import fake_quantize, relu_fake_quantize
 from qlab.quant.qparams import QParams, choose_qparams, fixed_qparams, with_range
 from qlab.quant.tensor import QuantizedTensor
@@ -85,7 +85,8 @@ class QuantizedModel:
     model: the float network that was put on grids. reference: what quantization is measured against; another one only
     where biases were corrected, which `model` has and `reference` has not. Where `has_float_original` is False, because
     a file does not hold it, both have the values of the quantized weights: nothing to measure against. float_hash: of
-    the network before anything was done to it.
+    the network before anything was done to it. trained: whether its weights were trained with fake quantization;
+    `model` then has the trained ones, and `reference` those from before.
     """
 
     def __init__(
@@ -93,8 +94,10 @@ class QuantizedModel:
         weights: Mapping[str, QuantizedTensor], activations: Mapping[str, FakeQuantize], ledger: list[LedgerRow],
         output_nodes: Mapping[str, fx.Node], points: Mapping[str, ActivationPoint],
         infinite: Mapping[str, int] | None = None, float_hash: str | None = None, reference: Model | None = None,
+        *, trained: bool = False,
     ):  # fmt: skip
         self.model = model
+        self.trained = trained
         self.reference = reference or model
         self.mapping = mapping
         self.graph_module = graph_module
@@ -256,10 +259,11 @@ class GridSource(Protocol):
 
 def convert_from(
     source: GridSource, model: Model, mapping: QConfigMapping, infinite: Mapping[str, int],
-    float_hash: str | None = None, reference: Model | None = None,
+    float_hash: str | None = None, reference: Model | None = None, *, trained: bool = False,
 ) -> QuantizedModel:  # fmt: skip
     """Quantize as the mapping places it, with codes and grids of this source. Raises what the source raises."""
-    return _Converter(model, mapping, place(model, mapping, infinite), source).run(infinite, float_hash, reference)
+    converter = _Converter(model, mapping, place(model, mapping, infinite), source)
+    return converter.run(infinite, float_hash, reference, trained)
 
 
 class FromCalibration:
@@ -328,87 +332,34 @@ class FromCalibration:
         return replace(qparams, axis=point.axis) if qparams.scale.ndim else qparams
 
 
-class _Converter:
+class _Converter(Rewriter[QuantizedTensor, FakeQuantize]):
     def __init__(self, model: Model, mapping: QConfigMapping, placement: Placement, grids: GridSource):
-        self.model, self.mapping, self.placement, self.grids = model, mapping, placement, grids
-        source = model.graph_module.graph
-        # Without a module, which would be written out as code once more for nothing; `run` makes it at the end.
-        self.graph = fx.Graph()
-        self.graph.output(self.graph.graph_copy(source, {}))
-        self.copy_of: dict[fx.Node, fx.Node] = dict(zip(source.nodes, self.graph.nodes, strict=True))
-        self.parts: dict[str, Any] = {
-            str(n.target): getattr(model.graph_module, str(n.target)) for n in source.nodes if n.op == "get_attr"
-        }
-        self.at_source: dict[str, fx.Node] = {}
-        self.points: dict[str, ActivationPoint] = {}
+        super().__init__(model, mapping, placement)
+        self.grids = grids
 
-    def run(self, infinite: Mapping[str, int], float_hash: str | None, reference: Model | None) -> QuantizedModel:
-        weights = self._weights()
-        activations = self._activations()
+    def run(
+        self, infinite: Mapping[str, int], float_hash: str | None, reference: Model | None, trained: bool
+    ) -> QuantizedModel:
+        weights = self.put_weights()
+        activations = self.put_activations()
         self._products(weights, activations)
-        self._dynamic()
-        self.graph.eliminate_dead_code(_has_effect)
-        gm = fx.GraphModule(self.parts, self.graph, f"{self.model.graph_module.__class__.__name__}Copy")
-        gm.training = self.model.graph_module.training
-        for target, part in self.parts.items():  # a weight that is read by its codes alone has no node of its own
-            if isinstance(part, nn.Module) and target not in gm._modules:
-                gm.add_submodule(target, part)
+        gm = self.finished()
         ledger = [replace(r, notes=(*r.notes, *self.grids.notes.get(r.layer, ()))) for r in self.placement.ledger]
         ends = set(self.placement.outputs.values())
         output_nodes = {t: self.at_source.get(t, self.copy_of[self.model.node(t)]) for t in ends}
         return QuantizedModel(
             self.model, self.mapping, gm, self.placement, weights, activations, ledger, output_nodes, self.points,
-            infinite, float_hash, reference,
+            infinite, float_hash, reference, trained=trained,
         )  # fmt: skip
 
-    def _weights(self) -> dict[str, QuantizedTensor]:
-        shared: dict[tuple[Any, ...], tuple[str, QuantizedTensor]] = {}
-        out: dict[str, QuantizedTensor] = {}
-        for point in self.placement.weights:
-            key = (point.constant.target, repr(point.spec), point.axis, self.mapping.ranges.get(point.tensor))
-            if key not in shared:
-                target = self._free_target("wq", point.tensor)
-                shared[key] = target, self.grids.weight(target, point)
-                self.parts[target] = shared[key][1]
-            target, tensor = shared[key]
-            out[point.layer] = tensor
-            node = self.copy_of[point.node]
-            old = self.copy_of[point.constant]
-            with self.graph.inserting_before(node):
-                new = self.graph.call_module(target)
-            new.meta = dict(old.meta)
-            node.replace_input_with(old, new)
-        return out
+    def weight_part(self, target: str, point: WeightPoint) -> QuantizedTensor:
+        return self.grids.weight(target, point)
 
-    def _activations(self) -> dict[str, FakeQuantize]:
-        out: dict[str, FakeQuantize] = {}
-        for point in self.placement.activations:
-            node = self.copy_of[point.node]
-            fuse_relu = self._is_private_relu(node, point)
-            target = self._free_target("aq", point.tensor)
-            module = FakeQuantize(self.grids.activation(target, point), after_relu=fuse_relu)
-            self.parts[target] = module
-            source: fx.Node = node.args[0] if fuse_relu else node  # type: ignore[assignment]
-            readers = list(node.users) if point.consumers is None else [self.copy_of[c] for c in point.consumers]
-            with self.graph.inserting_after(node):
-                new = self.graph.call_module(target, (source,))
-            new.meta = dict(node.meta)
-            for reader in readers:
-                reader.replace_input_with(node, new)
-            if point.consumers is None:
-                self.at_source[point.tensor] = new
-            key = self._free_key(out, point)
-            out[key], self.points[key] = module, point
-        return out
+    def weight_call(self, target: str, constant: fx.Node) -> fx.Node:
+        return self.graph.call_module(target)
 
-    def _free_key(self, taken: Mapping[str, Any], point: ActivationPoint) -> str:
-        if point.tensor not in taken:
-            return point.tensor
-        assert point.consumers is not None
-        return f"{point.tensor} -> {self.model.names[point.consumers[0]]}"
-
-    def _is_private_relu(self, node: fx.Node, point: ActivationPoint) -> bool:
-        return point.consumers is None and node.op == "call_function" and packet_name(node) == "relu"
+    def activation_part(self, target: str, point: ActivationPoint, after_relu: bool) -> FakeQuantize:
+        return FakeQuantize(self.grids.activation(target, point), after_relu=after_relu)
 
     def _products(self, weights: Mapping[str, QuantizedTensor], activations: Mapping[str, FakeQuantize]) -> None:
         at_edge = {(p.node, c): key for key, p in self.points.items() for c in p.consumers or ()}
@@ -450,42 +401,3 @@ class _Converter:
             if node.op != "call_function" or packet_name(node) not in ("relu", "relu6", "clamp", "hardtanh"):
                 return None
         return None
-
-    def _call(self, prefix: str, name: str, module: nn.Module, *args: Any) -> fx.Node:
-        return self.graph.call_module(self._add_module(prefix, name, module), args)
-
-    def _dynamic(self) -> None:
-        for point in self.placement.dynamic:
-            node = self.copy_of[point.node]
-            kind = op_type(point.node)
-            if kind in ("lstm", "gru"):
-                target = self._add_module("dq", point.layer, DynamicRecurrent(kind, point.spec))
-                with self.graph.inserting_before(node):
-                    new = self.graph.call_module(target, node.args)
-                new.meta = dict(node.meta)
-                node.replace_all_uses_with(new)
-                self.graph.erase_node(node)
-                continue
-            source: fx.Node = node.args[0]  # type: ignore[assignment]
-            target = self._add_module("dq", point.layer, DynamicFakeQuantize(point.spec))
-            with self.graph.inserting_before(node):
-                new = self.graph.call_module(target, (source,))
-            new.meta = dict(source.meta)
-            node.args = (new, *node.args[1:])
-
-    def _add_module(self, prefix: str, name: str, module: nn.Module) -> str:
-        target = self._free_target(prefix, name)
-        self.parts[target] = module
-        return target
-
-    def _free_target(self, prefix: str, name: str) -> str:
-        stem = f"{prefix}_" + "".join(c if c.isalnum() else "_" for c in name)
-        target, i = stem, 1
-        while target in self.parts:
-            target, i = f"{stem}_{i}", i + 1
-        return target
-
-
-def _has_effect(node: fx.Node) -> bool:
-    """Whether a node stays without a reader: what is called as a module here computes its result and does no more."""
-    return node.op != "call_module" and node.is_impure()

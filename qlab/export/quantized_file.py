@@ -79,7 +79,7 @@ def quantized_bytes(qmodel: QuantizedModel) -> bytes:
         "version": VERSION,
         "qlab": qlab.__version__,
         "torch": str(torch.__version__),
-        "model": _json({"name": qmodel.name, "content_hash": qmodel.float_hash, "folded": list(qmodel.model.folded)}),
+        "model": _json(_about(qmodel)),
         "mapping": _json(qmodel.mapping.to_dict()),
         "weights": _json(weights),
         "activations": _json(activations),
@@ -87,6 +87,11 @@ def quantized_bytes(qmodel: QuantizedModel) -> bytes:
         "graph": _json(graph),
     }
     return pack_file(texts, tensors)
+
+
+def _about(qmodel: QuantizedModel) -> dict[str, Any]:
+    about = {"name": qmodel.name, "content_hash": qmodel.float_hash, "folded": list(qmodel.model.folded)}
+    return about | {"trained": True} if qmodel.trained else about
 
 
 def _json(value: Any) -> str:

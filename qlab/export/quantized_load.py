@@ -57,18 +57,23 @@ def load_quantized(source: str | Path | bytes, model: Model | None = None) -> Qu
     grids = _FromFile(texts, tensors)
     infinite = {k: typed(n, int, f"infinite.{shown(k)}") for k, n in grids.infinite.items()}
     folded = [printable(line, "model.folded") for line in at(about, "folded", list, "model")]
+    trained = typed(about.get("trained", False), bool, "model.trained")
     constants, network = grids.constants(), None
-    if model is not None:  # what is not in it, such as a corrected bias, is in the file
+    if model is not None:
         network = network_of(model, mapping)
-        constants |= network.graph_module.state_dict()
+        if not trained:  # what is not in it, such as a corrected bias, is in the file
+            constants |= network.graph_module.state_dict()
     with _building():
         gm, inputs = read_graph(graph, constants)
         propagate_shapes(gm, inputs)
         rebuilt = Model(gm, inputs, text_at(about, "name", "model"), folded)
-        changed = mapping.equalize or mapping.correct_bias
-        qmodel = convert_from(grids, rebuilt, mapping, infinite, content_hash, network if changed else None)
+        changed = mapping.equalize or mapping.correct_bias or trained
+        qmodel = convert_from(
+            grids, rebuilt, mapping, infinite, content_hash, network if changed else None, trained=trained
+        )
     expected = network if mapping.equalize and not mapping.correct_bias else model
-    if expected is not None and not mapping.correct_bias and rebuilt.content_hash != expected.content_hash:
+    differs = mapping.correct_bias or trained
+    if expected is not None and not differs and rebuilt.content_hash != expected.content_hash:
         damaged("graph", "is not the graph of the model whose content hash the file names")
     grids.finish(qmodel)
     return qmodel

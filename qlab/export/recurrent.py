@@ -91,7 +91,8 @@ def _write_layer(asm: Products, one: _Layer, x: str, starts: list[str]) -> list[
     if spec is not None:
         _check_dynamic(one, spec, quantized)
         pairs = [[t for t in pair if t is not None] for pair in quantized]
-        w, r = (_dynamic_weight(asm, one, [pair[i] for pair in pairs], i) for i in range(2))
+        unsigned = _unsigned([t for pair in pairs for t in pair])
+        w, r = (_dynamic_weight(asm, one, [pair[i] for pair in pairs], i, unsigned) for i in range(2))
         inputs = [x, w[0], r[0], bias, "", *starts, "", w[1], w[2], r[1], r[2]]
         asm.graph.node("DynamicQuantizeLSTM", inputs, one.layer, outputs=outputs, domain="com.microsoft", **common)
         return outputs
@@ -123,6 +124,14 @@ def _check_dynamic(one: _Layer, spec: Any, quantized: list[list[QuantizedTensor 
             f"layer {one.layer!r} has a scale for each group of weights; ONNX Runtime's dynamic LSTM takes one for "
             "each channel at most: choose a per_channel scheme, or mode weight_only."
         )
+    for which in range(2):
+        points = torch.cat([t.zero_point.reshape(-1) for pair in quantized if (t := pair[which]) is not None])
+        if bool((points != points[0]).any()):
+            raise UnsupportedModel(
+                f"layer {one.layer!r} has weights with zero points from {int(points.min())} to {int(points.max())}; "
+                "ONNX Runtime's dynamic LSTM takes one for all channels: choose a symmetric or a per_tensor scheme, or "
+                "mode weight_only."
+            )
 
 
 def _order(rows: torch.Tensor, one: _Layer) -> torch.Tensor:
@@ -145,17 +154,27 @@ def _per_row(tensor: QuantizedTensor) -> tuple[torch.Tensor, torch.Tensor]:
     return tensor.scale.reshape(-1).expand(rows), tensor.zero_point.reshape(-1).expand(rows)
 
 
-def _dynamic_weight(asm: Products, one: _Layer, tensors: list[QuantizedTensor], which: int) -> tuple[str, str, str]:
+def _unsigned(tensors: list[QuantizedTensor]) -> bool:
+    """Whether the weights of a DynamicQuantizeLSTM are unsigned: all have one type, and signed ones no zero point."""
+    return any(not t.signed or bool((t.zero_point != 0).any()) for t in tensors)
+
+
+def _dynamic_weight(
+    asm: Products, one: _Layer, tensors: list[QuantizedTensor], which: int, unsigned: bool
+) -> tuple[str, str, str]:
     """Codes [directions, K, 4H], scales and zero points [directions, 4H] for DynamicQuantizeLSTM."""
     name = f"{one.layer}.{('weight_ih', 'weight_hh')[which]}_l{one.number}"
-    kind = UINT8 if tensors[0].quant_min >= 0 else INT8
-    codes = torch.stack([_order(t.codes, one).t() for t in tensors])
+    # A signed code q lives as q + 128 behind a zero point that is 128 higher, where it cannot stay as it is.
+    shifts = [128 if unsigned and t.signed else 0 for t in tensors]
     rows = [[_order(v, one) for v in _per_row(t)] for t in tensors]
+    codes = torch.stack([_order(t.codes.int() + shift, one).t() for t, shift in zip(tensors, shifts, strict=True)])
+    points = torch.stack([points + shift for (_, points), shift in zip(rows, shifts, strict=True)])
+    kind = UINT8 if unsigned else INT8
     # 4-bit codes travel in bytes here: this op takes nothing smaller
     return (
         asm.graph.codes(f"{name}/codes", codes, kind),
         asm.graph.array(f"{name}/scale", torch.stack([r[0] for r in rows]).numpy()),
-        asm.graph.codes(f"{name}/zero_point", torch.stack([r[1] for r in rows]), kind),
+        asm.graph.codes(f"{name}/zero_point", points, kind),
     )
 
 

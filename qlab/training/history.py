@@ -86,7 +86,9 @@ class GridTrace:
             out.append(f"{int((scale <= EPS).sum())} of {scale.size} scales are zero: the smallest allowed stands in")
         if not self.frozen[record] and record >= STILL_AFTER:
             before = self.scale[record - STILL_AFTER : record]
-            if (before == scale).all() and (self.zero_point[record - STILL_AFTER : record] == self.zero_point[record]).all():
+            if (before == scale).all() and (
+                self.zero_point[record - STILL_AFTER : record] == self.zero_point[record]
+            ).all():
                 out.append("has stopped moving, though it is not frozen")
         return tuple(out)
 

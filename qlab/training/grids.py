@@ -1,0 +1,200 @@
+"""Fake quantization that trains: the straight-through gradient, ranges that follow the data, steps that are learned."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from qlab.config import QuantSpec
+from qlab.quant.observers import EPS, Grid
+from qlab.quant.qparams import QParams
+
+aten = torch.ops.aten
+
+
+class LearnedStep(torch.autograd.Function):
+    """Fake quantization with a gradient for the scale. Arguments: x, scale [] or [R], zero_point alike, quant_min,
+    quant_max, axis (None: one scale), strength.
+
+    d out / d scale = code - x / scale inside the grid, the end code outside it, zero points taken off; summed over what
+    shares a scale and multiplied by `strength`. d out / d x: straight-through, zero outside.
+    Source: Esser et al. 2020, eq. 3, with zero points as in Bhalgat et al. 2020, eq. 7.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int, axis: int | None,
+        strength: float,
+    ) -> Tensor:  # fmt: skip
+        out, inside = _with_mask(x, scale, zero_point, quant_min, quant_max, axis)
+        ctx.save_for_backward(x, out, inside, scale)
+        ctx.axis, ctx.strength = axis, strength
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, out, inside, scale = ctx.saved_tensors
+        (grad,) = grads
+        # Inside, out - x is what rounding added; outside it is the end of the grid: both in steps once divided.
+        moved = torch.addcmul(out, x, inside.to(x.dtype), value=-1.0)
+        if ctx.axis is None:
+            total = torch.dot(grad.reshape(-1), moved.reshape(-1)).reshape(())
+        else:
+            total = (grad * moved).movedim(ctx.axis, 0).reshape(len(scale), -1).sum(1)
+        return grad * inside, total / scale * ctx.strength, None, None, None, None, None
+
+
+def _with_mask(
+    x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int, axis: int | None
+) -> tuple[Tensor, Tensor]:
+    """x on the grid, and where it was not clipped."""
+    if axis is None:
+        return aten.fake_quantize_per_tensor_affine_cachemask(  # type: ignore[no-any-return]
+            x, float(scale), int(zero_point), quant_min, quant_max
+        )
+    return aten.fake_quantize_per_channel_affine_cachemask(x, scale, zero_point, axis, quant_min, quant_max)  # type: ignore[no-any-return]
+
+
+class TrainedGrid(nn.Module):
+    """Fake quantization of one weight or activation while it is trained; shapes as in QParams.
+
+    It starts on the calibrated grid. ranges "moving_average": the range follows the extremes of what comes in, each of
+    its ends kept at the share of them at which the observer had put it, `averaging_constant` of the way with each call.
+    "lsq": the scale is learned, as a multiple (`factor`) of the calibrated one, so that one learning rate fits all.
+    freeze() ends both. low, high: the ends of the range, or of the grid where the scale is learned.
+    Raises InvalidConfig through what it calls when shapes do not fit.
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+    low: Tensor
+    high: Tensor
+    frozen: Tensor
+
+    def __init__(
+        self, start: QParams, spec: QuantSpec, extremes: tuple[Tensor, Tensor], *, ranges: str,
+        averaging_constant: float, batched: bool, after_relu: bool = False,
+    ):  # fmt: skip
+        """extremes: lowest and highest value as they usually come in, shaped like the scale; what the range is a share
+        of. batched: whether the first axis counts samples, as in activations."""
+        super().__init__()
+        self.quant_min, self.quant_max, self.axis, self.group_size = (
+            start.quant_min, start.quant_max, start.axis, start.group_size
+        )  # fmt: skip
+        self.grid = Grid(spec.quant_min, spec.quant_max, spec.symmetric, spec.signed)
+        self.spec, self.batched, self.after_relu = spec, batched, after_relu
+        self.learned = ranges == "lsq"
+        self.averaging_constant = averaging_constant
+        low, high = _range_of(start, self.grid)
+        self.register_buffer("scale", start.scale.detach().clone().float())
+        self.register_buffer("zero_point", start.zero_point.detach().clone().int())
+        self.register_buffer("low", low)
+        self.register_buffer("high", high)
+        self.register_buffer("frozen", torch.tensor(False))
+        least, most = self._sides(*extremes)
+        self.low_share, self.high_share = _share(low, least), _share(high, most)
+        if self.learned:
+            self.register_buffer("start_scale", self.scale.clone())
+            self.factor = nn.Parameter(torch.ones_like(self.scale))
+
+    @property
+    def qparams(self) -> QParams:
+        return QParams(self.scale, self.zero_point, self.quant_min, self.quant_max, self.axis, self.group_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.after_relu:
+            x = torch.relu(x)
+        if self.training and not self.learned and not self.frozen:
+            self.observe(x.detach())
+        rows, axis = self._rows(x)
+        scale, zero_point = self.scale.reshape(-1), self.zero_point.reshape(-1)
+        if axis is None:
+            scale, zero_point = self.scale, self.zero_point
+        if self.learned and self.training and not self.frozen:
+            learned = (self.start_scale * self.factor).reshape(scale.shape)
+            out: Tensor = LearnedStep.apply(
+                rows, learned, zero_point, self.quant_min, self.quant_max, axis, self.strength(x)
+            )  # type: ignore[no-untyped-call]
+        elif axis is None:
+            out = torch.fake_quantize_per_tensor_affine(
+                rows, float(scale), int(zero_point), self.quant_min, self.quant_max
+            )
+        else:
+            out = torch.fake_quantize_per_channel_affine(
+                rows, scale, zero_point, axis, self.quant_min, self.quant_max
+            )
+        return out.reshape(x.shape)
+
+    def strength(self, x: Tensor) -> float:
+        """What the gradient of the scale is multiplied by: 1 / sqrt(N Q), N values behind a scale (of one sample),
+        Q steps above zero. Source: Esser et al. 2020, section 2.2."""
+        values = x.numel() / (len(x) if self.batched else 1) / self.scale.numel()
+        return float((values * max(self.quant_max - int(self.zero_point.min()), 1)) ** -0.5)
+
+    def observe(self, x: Tensor) -> None:
+        """Move the range towards the extremes of x."""
+        least, most = self._sides(*extremes_of(x, self.qparams))
+        c = self.averaging_constant
+        self.low += c * (self.low_share * least - self.low)
+        self.high += c * (self.high_share * most - self.high)
+        scale, zero_point = self.grid.scale_zero_point(self.low.numpy(), self.high.numpy())
+        self.scale.copy_(torch.from_numpy(np.asarray(scale)))
+        self.zero_point.copy_(torch.from_numpy(np.asarray(zero_point)))
+
+    def stepped(self) -> None:
+        """After the optimiser's step: take over the learned scale, kept above the smallest allowed."""
+        if self.learned and not self.frozen:
+            with torch.no_grad():
+                torch.clamp(self.start_scale * self.factor, min=float(EPS), out=self.scale)
+                self.factor.copy_(self.scale / self.start_scale)
+                low, high = _range_of(self.qparams, self.grid)
+                self.low.copy_(low)
+                self.high.copy_(high)
+
+    def freeze(self) -> None:
+        """From now on the grid stays."""
+        self.frozen.fill_(True)
+        if self.learned:
+            self.factor.requires_grad_(False)
+
+    def _rows(self, x: Tensor) -> tuple[Tensor, int | None]:
+        """x as one scale for each entry of an axis sees it."""
+        if self.group_size is not None:
+            return x.reshape(-1, self.group_size), 0
+        return x, self.axis if self.scale.ndim else None
+
+    def _sides(self, least: Tensor, most: Tensor) -> tuple[Tensor, Tensor]:
+        """What the ends of the range are measured against: the same on both sides where the grid is symmetric."""
+        if self.spec.symmetric:
+            reach = torch.maximum(-least, most).clamp(min=0)
+            return -reach, reach
+        return least.clamp(max=0), most.clamp(min=0)
+
+
+def extremes_of(x: Tensor, qparams: QParams) -> tuple[Tensor, Tensor]:
+    """Lowest and highest value of x behind each scale, shaped like the scale."""
+    if not qparams.scale.ndim:
+        low, high = torch.aminmax(x)
+        return low, high
+    if qparams.group_size is not None:
+        rows = x.reshape(-1, qparams.group_size)
+    else:
+        rows = x.movedim(qparams.axis or 0, 0).reshape(x.shape[qparams.axis or 0], -1)
+    low, high = torch.aminmax(rows, dim=1)
+    return low.reshape(qparams.scale.shape), high.reshape(qparams.scale.shape)
+
+
+def _range_of(qparams: QParams, grid: Grid) -> tuple[Tensor, Tensor]:
+    """The range a grid was laid over."""
+    if grid.symmetric:
+        reach = qparams.scale.detach().float() * (grid.steps / 2)
+        return -reach, reach.clone()
+    return qparams.low.detach().float().clone(), qparams.high.detach().float().clone()
+
+
+def _share(end: Tensor, extreme: Tensor) -> Tensor:
+    """1 where there is nothing to be a share of."""
+    return torch.where(extreme == 0, torch.ones_like(end), end / torch.where(extreme == 0, torch.ones_like(extreme), extreme))
