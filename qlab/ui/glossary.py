@@ -19,8 +19,13 @@ TERMS: dict[str, str] = {
     "interval": "The range in which the true accuracy lies with 95 % confidence, given how many samples were evaluated "
     "(Wilson). Differences smaller than it may be chance.",
     "ledger": "One line for each operation: quantized or not, and why.",
+    "level": "One code of the grid. A level that no weight takes is paid for in bits and not used.",
     "MACs": "Multiplications with addition, for one sample: a measure of the work of a layer.",
+    "nibble": "Half a byte: 4 bits. Of two 4-bit codes the first lies in the low nibble, bits 0 to 3, the second in "
+    "the high one.",
     "observer": "The rule that turns what was seen of a tensor into the range its grid covers.",
+    "packing": "Writing codes of fewer than 8 bits one after the other without gaps, so that a byte holds more than "
+    "one.",
     "paired comparison": "Two networks on the same samples, prediction by prediction: only samples on which "
     "they differ count. McNemar's test says how often chance alone would split those so unevenly.",
     "Pareto front": "The runs that no other beats in both accuracy and cost.",
@@ -39,6 +44,12 @@ TERMS: dict[str, str] = {
     "static": "Activations get their range ahead of time, from the calibration.",
     "weight-only": "Weights are stored in few bits, activations stay float.",
     "zero point": "The integer code that stands for exactly 0.",
+    "QAT": "Quantization-aware training: the weights learn while every forward pass rounds them to their grid.",
+    "straight-through estimator": "Rounding has no slope to follow, so its gradient is taken to be that of no rounding, "
+    "and zero where a value is cut off.",
+    "LSQ": "Learned step size quantization: the scale of each grid is trained by its gradient, like a weight.",
+    "distillation": "Learning to give what another network gives, here the float one, instead of the label alone.",
+    "flip": "A weight whose code changed; of a prediction: another class than before.",
 }
 
 
