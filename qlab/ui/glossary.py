@@ -45,8 +45,8 @@ TERMS: dict[str, str] = {
     "weight-only": "Weights are stored in few bits, activations stay float.",
     "zero point": "The integer code that stands for exactly 0.",
     "QAT": "Quantization-aware training: the weights learn while every forward pass rounds them to their grid.",
-    "straight-through estimator": "Rounding has no slope to follow, so its gradient is taken to be that of no rounding, "
-    "and zero where a value is cut off.",
+    "straight-through estimator": "Rounding has no slope to follow, so its gradient is taken to be that of no rounding "
+    "at all, and zero where a value is cut off.",
     "LSQ": "Learned step size quantization: the scale of each grid is trained by its gradient, like a weight.",
     "distillation": "Learning to give what another network gives, here the float one, instead of the label alone.",
     "flip": "A weight whose code changed; of a prediction: another class than before.",
