@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 MOST_POINTS = 1500  # of the thin line; of more steps, means of as many neighbours as it takes
 HEIGHT = 560
-UPPER, LOWER = (0.5, 1.0), (0.0, 0.4)  # parts of the height that the two panels take
+UPPER, LOWER = (0.5, 1.0), (0.0, 0.38)  # parts of the height that the two panels take
 EDGE = 0.02  # room left and right of the epochs, as a share of them
 
 
@@ -38,9 +38,12 @@ def curves(history: History, dark: bool) -> go.Figure:
         anchor="y2", **whole_ticks(last),
     )  # fmt: skip
     made.update_layout(
-        margin={"t": 62, "b": 8, "l": 8, "r": 12},
+        margin={"t": 50, "b": 8, "l": 8, "r": 12},
         legend={"yref": "container", "y": 1, "yanchor": "top"},
-    )
+        legend2={
+            "orientation": "h", "x": 0, "y": LOWER[1], "yanchor": "bottom", "font": {"color": colours.muted},
+        },
+    )  # fmt: skip
     return made
 
 
@@ -89,7 +92,7 @@ def _measured(made: go.Figure, history: History, colours: Palette) -> None:
         seen += _interval(made, [e for e, _ in shown], colours)
     if shown and shown[0][0].epoch == 0:
         before = shown[0][1]
-        _level(made, ends, before, f"before training {figures.format(before)}", colours.quantized, "dash")
+        _level(made, ends, before, f"PTQ, before training {figures.format(before)}", colours.quantized, "dash")
     made.add_scatter(
         x=[e.epoch for e, _ in shown], y=[100 * value for _, value in shown], mode="lines+markers",
         name=f"{figures.label.lower()}, simulated", line={"color": colours.quantized, "width": 2.5},
@@ -164,7 +167,8 @@ def _losses(made: go.Figure, history: History, colours: Palette) -> None:
     x, y, each = thinned(step_epochs(history), np.asarray(history.losses, dtype=np.float64))
     name = "loss of a step" if each == 1 else f"loss, means of {each} steps"
     made.add_scatter(
-        x=x, y=y, mode="lines", name=name, yaxis="y2", line={"color": colours.wash("neutral", 0.55), "width": 1},
+        x=x, y=y, mode="lines", name=name, yaxis="y2", legend="legend2",
+        line={"color": colours.wash("neutral", 0.7), "width": 1},
         hovertemplate="%{x:.2f} epochs: %{y:.4g}<extra>" + name + "</extra>",
     )  # fmt: skip
     means = {
@@ -177,14 +181,18 @@ def _losses(made: go.Figure, history: History, colours: Palette) -> None:
             continue
         made.add_scatter(
             x=[at for at, _ in known], y=[loss for _, loss in known], mode="lines+markers", name=label, yaxis="y2",
-            line={"color": colours.quantized, "width": 2, "dash": dash}, marker={"size": 7, "symbol": symbol},
+            legend="legend2", line={"color": colours.quantized, "width": 2, "dash": dash},
+            marker={"size": 7, "symbol": symbol},
             hovertemplate="epoch %{x}: %{y:.4g}<extra>" + label + "</extra>",
         )  # fmt: skip
     shown = [value for trace in made.data if trace.yaxis == "y2" for value in trace.y]
+    # What is learned from the float network need not be class scores, so that its loss has no unit of its own.
+    unit = "" if history.float_accuracy is None else " (nats)"
+    top = 1.06 * max([*(v for v in shown if np.isfinite(v)), 1e-6])
     made.update_layout(
         yaxis2={
-            "domain": list(LOWER), "title": {"text": "Loss (nats)"}, "nticks": 5, "anchor": "x", "zeroline": False,
-            "range": [0, 1.06 * max([*(v for v in shown if np.isfinite(v)), 1e-6])],
+            "domain": list(LOWER), "title": {"text": f"Loss{unit}"}, "nticks": 5, "anchor": "x", "zeroline": False,
+            "range": [0, top],
         }
     )  # fmt: skip
 
@@ -210,11 +218,19 @@ def _moments(made: go.Figure, history: History, colours: Palette) -> None:
         marks.append((froze, "ranges frozen", colours.range, "dash"))
     last = end_of(history)
     for row, (at, words, colour, dash) in enumerate(marks):
-        made.add_vline(x=at, line={"color": colour, "width": 1.5, "dash": dash}, layer="below")
-        # Between the panels, where nothing else is drawn; one under the other, so that close moments stay readable.
+        through(made, at, colour, dash)
+        # In the upper part of the losses, which fall; one under the other, so that close moments stay readable.
         left = at > 0.75 * last
         made.add_annotation(
-            x=at, y=(UPPER[0] + LOWER[1]) / 2 + (0.022 if row == 0 else -0.022), yref="paper", text=words,
-            showarrow=False, xanchor="right" if left else "left", xshift=-5 if left else 5, yanchor="middle",
-            font={"color": colours.muted, "size": 12}, bgcolor=colours.wash("background", 0.8),
+            x=at, y=LOWER[1], yref="paper", yanchor="top", yshift=-2 - 18 * row, text=words, showarrow=False,
+            xanchor="right" if left else "left", xshift=-4 if left else 4, font={"color": colours.muted, "size": 12},
+            bgcolor=colours.wash("background", 0.8),
         )  # fmt: skip
+
+
+def through(made: go.Figure, at: float, colour: str, dash: str, layer: str = "between") -> None:
+    """An upright line through all panels, over the lines of the axes and under what is drawn."""
+    made.add_shape(
+        type="line", x0=at, x1=at, y0=0, y1=1, yref="paper", line={"color": colour, "width": 1.5, "dash": dash},
+        layer=layer,
+    )  # fmt: skip

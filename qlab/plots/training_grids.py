@@ -16,7 +16,7 @@ from qlab.plots.bins import Bins, spread
 from qlab.plots.distribution import steps
 from qlab.plots.layers import shorten
 from qlab.plots.theme import Palette, empty, figure, palette
-from qlab.plots.training import EDGE, end_of, frozen_at, whole_ticks
+from qlab.plots.training import EDGE, end_of, frozen_at, through, whole_ticks
 
 if TYPE_CHECKING:
     from qlab.training.history import GridTrace, History
@@ -107,14 +107,15 @@ def _row_of_colours(count: int) -> list[str]:
 def _frozen(made: go.Figure, since: float | None, last: float, colours: Palette) -> None:
     if since is None:
         return
-    made.add_vrect(
-        x0=since, x1=(1 + EDGE) * last, fillcolor=colours.wash("neutral", 0.14), line_width=0, layer="below"
-    )
+    made.add_shape(
+        type="rect", x0=since, x1=(1 + EDGE) * last, y0=0, y1=1, yref="paper", layer="below", line={"width": 0},
+        fillcolor=colours.wash("neutral", 0.14),
+    )  # fmt: skip
     words = "stood still from the start" if since == 0 else "frozen"
     left = since <= 0.8 * last
     made.add_annotation(
-        x=since, y=1, yref="paper", yanchor="top", text=words, showarrow=False, xanchor="left" if left else "right",
-        xshift=5 if left else -5, font={"color": colours.muted, "size": 12},
+        x=since, y=1, yref="paper", yanchor="bottom", text=words, showarrow=False, xanchor="left" if left else "right",
+        font={"color": colours.muted, "size": 12},
     )  # fmt: skip
 
 
@@ -233,7 +234,7 @@ def _flip_rows(history: History, grids: Sequence[GridTrace], dark: bool) -> go.F
     made.update_yaxes(
         tickvals=list(range(len(shown))), range=[len(shown) - 0.5, -0.5], showgrid=False, ticks="", zeroline=False,
         ticktext=[html.escape(shorten(grid.tensor), quote=False) for grid in shown],
-        title_text=f"{left} layers that change less left out" if left else None,
+        title_text=f"left out: {left} with fewer changes" if left else None,
     )  # fmt: skip
     _epochs_axis(made, history)
     _frozen_line(made, history, colours)
@@ -243,16 +244,14 @@ def _flip_rows(history: History, grids: Sequence[GridTrace], dark: bool) -> go.F
 
 def _epochs_axis(made: go.Figure, history: History) -> None:
     last = end_of(history)
-    made.update_xaxes(
-        title_text="epochs", range=[0, last], zeroline=False, **whole_ticks(last)
-    )
+    made.update_xaxes(title_text="epochs", range=[0, last], zeroline=False, **whole_ticks(last))
 
 
 def _frozen_line(made: go.Figure, history: History, colours: Palette) -> None:
     since = frozen_at(history)
     if since is None:
         return
-    made.add_vline(x=since, line={"color": colours.range, "width": 1.5, "dash": "dash"})
+    through(made, since, colours.range, "dash", layer="above")
     right = since > 0.8 * end_of(history)
     made.add_annotation(
         x=since, y=1, yref="paper", yanchor="bottom", text="ranges frozen", showarrow=False,
