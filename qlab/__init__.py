@@ -22,6 +22,7 @@ _HOME = {
     "QuantizedTensor": "quant.tensor",
     "convert": "conversion", "QuantizedModel": "conversion", "load_quantized": "export.quantized_load",
     "evaluate": "evaluation", "Evaluation": "evaluation", "compare": "evaluation",
+    "train_qat": "training.trainer", "Training": "training.settings", "Edit": "edits", "apply_edits": "edits",
     "Experiment": "lab.experiment", "run": "lab.run",
     "sensitivity": "analysis.sensitivity", "Sensitivity": "analysis.sensitivity",
     "propagate": "analysis.propagation", "Propagation": "analysis.propagation",

@@ -362,11 +362,8 @@ class _Converter(Rewriter[QuantizedTensor, FakeQuantize]):
         return FakeQuantize(self.grids.activation(target, point), after_relu=after_relu)
 
     def _products(self, weights: Mapping[str, QuantizedTensor], activations: Mapping[str, FakeQuantize]) -> None:
-        at_edge = {(p.node, c): key for key, p in self.points.items() for c in p.consumers or ()}
-        for point in self.placement.products:
-            source = point.node.args[0]
-            key = at_edge.get((source, point.node), point.grid)  # type: ignore[arg-type]
-            if key is None or not sums_are_integer(activations[key], weights[point.weight]):
+        for point, key in self.products():
+            if not sums_are_integer(activations[key], weights[point.weight]):
                 continue
             grid, weight, node = activations[key], weights[point.weight], self.copy_of[point.node]
             channels = -1 if op_type(point.node) == "linear" else 1

@@ -36,12 +36,17 @@ def pack_file(texts: Mapping[str, str], tensors: Mapping[str, Tensor]) -> bytes:
     values: list[bytes] = []
     end = 0
     for name, tensor in sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0])):
-        values.append(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        values.append(_bytes(tensor.detach().cpu()))
         begin, end = end, end + len(values[-1])
         header[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
     head = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     head += b" " * (-len(head) % 8)
     return b"".join([len(head).to_bytes(8, "little"), head, *values])
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    # Without values the last stride may be 0, and torch then sees no bytes in it.
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
 
 
 def unpack_file(data: bytes) -> tuple[dict[str, str], dict[str, Tensor]]:

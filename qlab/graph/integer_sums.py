@@ -12,7 +12,7 @@ rounded product of code and scale, rounds at every step and lands on the other s
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,16 @@ if TYPE_CHECKING:
     from qlab.conversion import FakeQuantize
 
 
-def sums_are_integer(grid: FakeQuantize, weight: QuantizedTensor) -> bool:
+class _OnGrid(Protocol):
+    """What says which grid it is on."""
+
+    scale: Tensor
+    quant_min: int
+    quant_max: int
+    axis: int | None
+
+
+def sums_are_integer(grid: _OnGrid, weight: _OnGrid) -> bool:
     """Whether integer kernels multiply these: 8-bit codes, one grid for the input, no groups of weights."""
     return (
         not grid.scale.ndim

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
 from torch import fx, nn
@@ -10,7 +10,7 @@ from torch import fx, nn
 from qlab.config import QConfigMapping
 from qlab.graph.capture import Model
 from qlab.graph.ops import op_type, packet_name
-from qlab.graph.placement import ActivationPoint, Placement, WeightPoint
+from qlab.graph.placement import ActivationPoint, Placement, ProductPoint, WeightPoint
 from qlab.graph.recurrent import DynamicFakeQuantize, DynamicRecurrent
 
 W = TypeVar("W", bound=nn.Module)
@@ -85,6 +85,14 @@ class Rewriter(Generic[W, A]):
             key = self._free_key(out, point)
             out[key], self.points[key] = module, point
         return out
+
+    def products(self) -> Iterator[tuple[ProductPoint, str]]:
+        """Layers that integer kernels may compute, with the key of the activation they read."""
+        at_edge = {(p.node, c): key for key, p in self.points.items() for c in p.consumers or ()}
+        for point in self.placement.products:
+            key = at_edge.get((point.node.args[0], point.node), point.grid)  # type: ignore[arg-type]
+            if key is not None:
+                yield point, key
 
     def finished(self) -> fx.GraphModule:
         """The graph with what ranges at run time put in, as a module."""

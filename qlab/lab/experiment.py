@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qlab.config import QConfigMapping
+from qlab.edits import Edit
 from qlab.errors import InvalidConfig
+from qlab.training.settings import Training
 
 if TYPE_CHECKING:
     from qlab.data import Dataset
@@ -32,7 +34,9 @@ class Experiment:
     mapping: a QConfigMapping or the name of a preset. calibration_samples: None takes the split the data brings.
     seed: of the split. backend: what the quantized network is evaluated with: "simulated" in torch, "integer" in ONNX
     Runtime, "auto" the latter for configs that run on integers there, the former for the others; the result says which.
-    sqnr_samples: how many samples SQNR per layer is measured on; None takes what `evaluate` does. Raises InvalidConfig.
+    sqnr_samples: how many samples SQNR per layer is measured on; None takes what `evaluate` does.
+    training: trains the quantized network on the calibration samples. edits: numbers written into it by hand, in this
+    order, last of all. Raises InvalidConfig.
     """
 
     model: str | Model
@@ -45,6 +49,8 @@ class Experiment:
     name: str = field(default="", kw_only=True)
     backend: str = field(default="simulated", kw_only=True)
     sqnr_samples: int | None = field(default=None, kw_only=True)
+    training: Training | None = field(default=None, kw_only=True)
+    edits: tuple[Edit, ...] = field(default=(), kw_only=True)
 
     def __post_init__(self) -> None:
         if isinstance(self.model, os.PathLike):
@@ -66,6 +72,11 @@ class Experiment:
             raise InvalidConfig(f"backend is {self.backend!r}: use one of {', '.join(BACKENDS)}.")
         if self.sqnr_samples is not None:
             _whole("sqnr_samples", self.sqnr_samples, 0)
+        if self.training is not None and not isinstance(self.training, Training):
+            raise InvalidConfig(f"training is a {type(self.training).__name__}: give a Training, or None.")
+        object.__setattr__(self, "edits", tuple(self.edits))
+        if any(not isinstance(edit, Edit) for edit in self.edits):
+            raise InvalidConfig("edits holds something that is no Edit.")
         if not isinstance(self.name, str):
             raise InvalidConfig(f"name is {self.name!r}: give a text.")
 
@@ -81,6 +92,17 @@ class Experiment:
         del spec["name"]
         return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()
 
+    @property
+    def changes(self) -> str:
+        """What is done to the network beside its mapping, as text that is equal for equal changes; "" for nothing."""
+        if self.training is None and not self.edits:
+            return ""
+        return json.dumps({key: d for key, d in self._changes().items() if d}, sort_keys=True)
+
+    def _changes(self) -> dict[str, Any]:
+        training = None if self.training is None else self.training.to_dict()
+        return {"training": training, "edits": [edit.to_dict() for edit in self.edits]}
+
     def replace(self, **changes: Any) -> Experiment:
         return replace(self, **changes)
 
@@ -89,6 +111,7 @@ class Experiment:
         # Fields that came later are written where they say something, so that equal experiments keep equal hashes.
         later = {"backend": "simulated", "sqnr_samples": None}
         more = {key: getattr(self, key) for key, usual in later.items() if getattr(self, key) != usual}
+        more |= {key: d for key, d in self._changes().items() if d}
         return more | {
             "version": VERSION,
             "name": self.name,
@@ -123,6 +146,12 @@ class Experiment:
             raise InvalidConfig("model is the name of a sample, a path, or sha256:… of a file in the store.")
         if not isinstance(d["mapping"], str):
             d["mapping"] = QConfigMapping.from_dict(d["mapping"])
+        if d.get("training") is not None:
+            d["training"] = Training.from_dict(d["training"])
+        edits = d.get("edits") or []
+        if not isinstance(edits, list):
+            raise InvalidConfig(f"edits is a list; found {type(edits).__name__}.")
+        d["edits"] = tuple(Edit.from_dict(edit) for edit in edits)
         return cls(**d)
 
     @classmethod

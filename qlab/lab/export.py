@@ -76,9 +76,9 @@ def export_task(work: Work, spec: dict[str, Any]) -> Outcome:
     experiment = Experiment.from_dict(spec)
     mapping, batch_size = experiment.resolved_mapping, experiment.batch_size
     loaded = stages.load(work, experiment, ranges=mapping.needs_calibration, reference=False, then=_own_stages)
-    key = export_key(loaded.model, loaded.data, mapping, batch_size)
+    key = export_key(loaded.model, loaded.data, mapping, batch_size, experiment.changes)
     if _find(work.store, key) is None:
-        qmodel = stages.quantized(work, loaded, mapping, batch_size)
+        qmodel = stages.quantized(work, loaded, experiment)
         work.store.derive_json(EXPORT, key, _write(work, qmodel))
     work.meter.finish()
     found = _find(work.store, key)
@@ -88,18 +88,20 @@ def export_task(work: Work, spec: dict[str, Any]) -> Outcome:
 
 
 def find_exports(
-    store: Store, model: Model, data: Dataset, mapping: QConfigMapping, *, batch_size: int = 64
+    store: Store, model: Model, data: Dataset, mapping: QConfigMapping, *, batch_size: int = 64, changes: str = ""
 ) -> Exports | None:
-    """What a job wrote for this request, or None if there was none; writes nothing. data: split as it calibrates."""
-    return _find(store, export_key(model, data, mapping, batch_size))
+    """What a job wrote for this request, or None if there was none; writes nothing. data: split as it calibrates.
+    changes: `Experiment.changes`."""
+    return _find(store, export_key(model, data, mapping, batch_size, changes))
 
 
-def export_key(model: Model, data: Dataset, mapping: QConfigMapping, batch_size: int) -> str:
-    """The data counts only where it calibrates."""
-    ranges = stages.calibration_key(model, data, batch_size, mapping) if mapping.needs_calibration else None
+def export_key(model: Model, data: Dataset, mapping: QConfigMapping, batch_size: int, changes: str = "") -> str:
+    """The data counts only where it calibrates or trains."""
+    needed = mapping.needs_calibration or changes
+    ranges = stages.calibration_key(model, data, batch_size, mapping) if needed else None
     return stages.key_of(
         EXPORT, VERSION, qlab.__version__, templates.template_key(model), ranges,
-        json.dumps(mapping.to_dict(), sort_keys=True),
+        json.dumps(mapping.to_dict(), sort_keys=True), *([changes] if changes else []),
     )  # fmt: skip
 
 

@@ -50,11 +50,11 @@ def runtime_task(work: Work, spec: dict[str, Any]) -> Outcome:
 
     loaded = stages.load(work, experiment, ranges=mapping.needs_calibration, then=own_stages)
     model, data, store = loaded.model, loaded.data, work.store
-    keys = _keys(model, data, mapping, batch, threads, batch_size)
+    keys = _keys(model, data, mapping, batch, threads, batch_size, experiment.changes)
     found = store.find_derived(REPORT, keys[REPORT])
     if found is None or spec["again"]:
         reference, _ = stages.float_evaluation(work, model, data, batch_size)
-        qmodel = stages.quantized(work, loaded, mapping, batch_size)
+        qmodel = stages.quantized(work, loaded, experiment)
         work.progress(templates.EXPORT)
         kept = store.find_derived_json(NUMBERS, keys[NUMBERS])
         known = None if kept is None else numbers_from_dict(kept)
@@ -97,14 +97,14 @@ def newest_report(store: Store, experiment: Experiment, batch: int, threads: int
 
 
 def _keys(
-    model: Model, data: Dataset, mapping: QConfigMapping, batch: int, threads: int, batch_size: int
+    model: Model, data: Dataset, mapping: QConfigMapping, batch: int, threads: int, batch_size: int, changes: str = ""
 ) -> dict[str, str]:  # fmt: skip
     """Of the report, and of its part that does not depend on how calls are made. Measured on another CPU or by another
     version of the runtime, it would be another one."""
     parts = (
         REPORT_VERSION, qlab.__version__, onnxruntime.__version__, templates.template_key(model),
         stages.evaluation_key(model, data, batch_size), json.dumps(mapping.to_dict(), sort_keys=True),
-        json.dumps(asdict(measure.machine().cpu), sort_keys=True),
+        json.dumps(asdict(measure.machine().cpu), sort_keys=True), *([changes] if changes else []),
     )  # fmt: skip
     return {
         REPORT: stages.key_of(REPORT, *parts, measure.machine().cores, batch, threads),

@@ -20,12 +20,12 @@ import torch
 import qlab
 from qlab.calibration import Calibration
 from qlab.config import QConfigMapping
-from qlab.conversion import QuantizedModel, convert
+from qlab.conversion import QuantizedModel
 from qlab.data import Dataset, Finding
 from qlab.errors import RunFailed, UnsupportedModel
 from qlab.evaluation import SQNR_SAMPLES, Comparison, Evaluation, compare, evaluate
 from qlab.graph.capture import Model
-from qlab.lab import sources, stages, templates
+from qlab.lab import sources, stages, templates, trained
 from qlab.lab.experiment import Experiment
 from qlab.lab.progress import Progress, ProgressCallback, Stage
 from qlab.lab.race import Race
@@ -201,6 +201,7 @@ def content_key_of(model_hash: str, data_hash: str, batch: int, experiment: Expe
         json.dumps(experiment.resolved_mapping.to_dict(), sort_keys=True),
         experiment.backend,
         experiment.sqnr_samples,
+        *([experiment.changes] if experiment.changes else []),
     )
 
 
@@ -218,9 +219,15 @@ def _experiment(work: Work, experiment: Experiment, given: Calibration | None = 
         export = [] if known else [Stage(templates.EXPORT, seconds=templates.SECONDS)]
         cost = stages.INTEGER_COST if integer else stages.QUANTIZED_COST
         return [
-            Stage(stages.CONVERT, seconds=0.2), *export, Stage(EVALUATE_QUANTIZED, batches, cost),
+            Stage(stages.CONVERT, seconds=0.2), *training(), *export, Stage(EVALUATE_QUANTIZED, batches, cost),
             Stage(COMPARE, seconds=0.05),
         ]  # fmt: skip
+
+    def training() -> list[Stage]:
+        if experiment.training is None:
+            return []
+        data = sources.open_data(experiment.data, work.store, experiment.calibration_samples, experiment.seed)
+        return trained.training_stages(experiment, len(data.calibration), experiment.batch_size)
 
     def loaded_model() -> Model:
         return sources.open_model(experiment.model, work.store)
@@ -234,9 +241,8 @@ def _experiment(work: Work, experiment: Experiment, given: Calibration | None = 
     if ranges and given is None:
         calibrated = stages.calibration(work, model, data, experiment.batch_size, mapping)
     reference, reference_artifact = stages.float_evaluation(work, model, data, experiment.batch_size)
-    work.progress(stages.CONVERT)
     calibration = calibrated[0] if calibrated else given if ranges else None
-    qmodel = convert(model, mapping, calibration)
+    qmodel = stages.quantized(work, loaded, experiment, calibration, reference)
     race = _race(work, data.evaluation, reference)
     quantized = _evaluate(work, experiment, qmodel, data, reference, integer, race)
     work.progress(COMPARE)
@@ -247,6 +253,7 @@ def _experiment(work: Work, experiment: Experiment, given: Calibration | None = 
     work.progress(COMPARE, 1, 1)
     work.meter.finish()
     artifacts = {stages.FLOAT_EVALUATION: reference_artifact.hash, QUANTIZED_EVALUATION: artifact.hash}
+    artifacts |= trained.artifacts_of(work.store, model, data, experiment)
     if calibrated:
         artifacts[stages.CALIBRATION] = calibrated[1].hash
     return Outcome(

@@ -118,12 +118,15 @@ def label(reference: Any, store: Store) -> str:
 
 def config_label(experiment: Experiment) -> str:
     """The config in a few words."""
+    training, edits = experiment.training, len(experiment.edits)
+    done = [f"trained {training.epochs} epochs"] if training is not None else []
+    done += [f"{edits} number{'s' if edits > 1 else ''} edited"] if edits else []
     if isinstance(experiment.mapping, str):
-        return experiment.mapping
+        return " · ".join([experiment.mapping, *done])
     mapping = experiment.mapping
     overrides = mapping.rule_count
     more = [f"{overrides} override{'s' if overrides > 1 else ''}"] if overrides else []
-    return " · ".join([str(mapping.default) if mapping.default else "float", *more, *extras(mapping)])
+    return " · ".join([str(mapping.default) if mapping.default else "float", *more, *extras(mapping), *done])
 
 
 def _locate(reference: str, store: Store, what: str) -> str:

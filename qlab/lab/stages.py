@@ -16,6 +16,7 @@ from qlab.calibration import Calibration, calibrate
 from qlab.config import QConfigMapping
 from qlab.conversion import QuantizedModel, convert
 from qlab.data import Dataset, Finding, check_against
+from qlab.edits import apply_edits
 from qlab.errors import DataMismatch
 from qlab.evaluation import Evaluation, evaluate
 from qlab.graph.capture import Model
@@ -85,11 +86,27 @@ def load(
     return Loaded(model, data, [f for f in findings if f.severity != "ok"])
 
 
-def quantized(work: Work, loaded: Loaded, mapping: QConfigMapping, batch_size: int) -> QuantizedModel:
-    """The model under this mapping, with the calibration from the store where the mapping needs one."""
-    found = calibration(work, loaded.model, loaded.data, batch_size, mapping)[0] if mapping.needs_calibration else None
-    work.progress(CONVERT)
-    return convert(loaded.model, mapping, found)
+def quantized(
+    work: Work, loaded: Loaded, experiment: Experiment, found: Calibration | None = None,
+    reference: Evaluation | None = None,
+) -> QuantizedModel:  # fmt: skip
+    """The model as the experiment quantizes it: converted or trained, then edited.
+
+    found: its calibration, where it is at hand; taken from the store or made where the mapping needs one. reference:
+    evaluation of the float network, where it is at hand. Raises what these raise.
+    """
+    mapping = experiment.resolved_mapping
+    if found is None and mapping.needs_calibration:
+        found = calibration(work, loaded.model, loaded.data, experiment.batch_size, mapping)[0]
+    if experiment.training is None:
+        work.progress(CONVERT)
+        qmodel = convert(loaded.model, mapping, found)
+    else:
+        from qlab.lab.trained import trained_model
+
+        qmodel = trained_model(work, loaded, experiment, found, reference)
+    apply_edits(qmodel, experiment.edits)
+    return qmodel
 
 
 def calibration(

@@ -51,7 +51,7 @@ def latency_task(work: Work, spec: dict[str, Any]) -> Outcome:
             own = stages.load(work, experiment, ranges=experiment.resolved_mapping.needs_calibration, reference=False)
             if own.model.content_hash != loaded.model.content_hash:
                 raise InvalidConfig("These runs are of different networks: time those of one network together.")
-            qmodel = stages.quantized(work, own, experiment.resolved_mapping, experiment.batch_size)
+            qmodel = stages.quantized(work, own, experiment)
             try:
                 calls[run_id] = call_of(integer_session(qmodel, options), x)
                 calls[run_id]()

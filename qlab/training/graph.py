@@ -12,13 +12,14 @@ from qlab.calibration import Calibration
 from qlab.config import QConfigMapping
 from qlab.conversion import QuantizedModel, convert, convert_from
 from qlab.graph.capture import Model
+from qlab.graph.integer_sums import sums_are_integer
 from qlab.graph.lower import attribute, copy_graph
 from qlab.graph.placement import ActivationPoint, WeightPoint
 from qlab.graph.rewrite import Rewriter
 from qlab.quant.fake_quant import quantize
 from qlab.quant.qparams import QParams
 from qlab.quant.tensor import QuantizedTensor
-from qlab.training.grids import TrainedGrid, extremes_of
+from qlab.training.grids import TrainedBias, TrainedGrid, extremes_of
 from qlab.training.settings import Training
 
 NOTE = "weights trained with fake quantization"
@@ -39,6 +40,7 @@ class TrainingNetwork:
         parts = _Parts(self.start, calib, settings)
         self.weights: dict[str, TrainedGrid] = parts.put_weights()
         self.activations: dict[str, TrainedGrid] = parts.put_activations()
+        parts.put_biases(self.weights, self.activations)
         self.module = parts.finished()
         self.module.train()
         self._points = {p.layer: p for p in self.start.placement.weights}
@@ -56,9 +58,14 @@ class TrainingNetwork:
         """The learned scales, as multiples of the calibrated ones."""
         return {name: p for name, p in self.module.named_parameters() if name.endswith(".factor")}
 
+    def tensor(self, key: str, role: str) -> str:
+        """The name of the tensor behind a key of `weights` ("weight") or `activations`."""
+        return self._points[key].tensor if role == "weight" else self.start.points[key].tensor
+
     def master(self, layer: str) -> Tensor:
         """The float weight behind a layer's codes."""
-        return getattr(self.module, str(self._points[layer].constant.target))  # type: ignore[no-any-return]
+        weight: Tensor = getattr(self.module, str(self._points[layer].constant.target))
+        return weight
 
     def codes(self, layer: str) -> Tensor:
         """The codes its weight has now."""
@@ -80,9 +87,7 @@ class _Parts(Rewriter[TrainedGrid, TrainedGrid]):
         self.keys = {id(point): key for key, point in start.points.items()}
         for target, part in self.parts.items():
             if isinstance(part, nn.Parameter):
-                self.parts[target] = nn.Parameter(
-                    part.detach().clone(), requires_grad=part.is_floating_point()
-                )
+                self.parts[target] = nn.Parameter(part.detach().clone(), requires_grad=part.is_floating_point())
 
     def weight_part(self, target: str, point: WeightPoint) -> TrainedGrid:
         weight = attribute(self.model.graph_module, point.constant)
@@ -100,6 +105,18 @@ class _Parts(Rewriter[TrainedGrid, TrainedGrid]):
         if point.kind != "observed":  # a constant, or the fixed range of a function
             grid.freeze()
         return grid
+
+    def put_biases(self, weights: Mapping[str, TrainedGrid], activations: Mapping[str, TrainedGrid]) -> None:
+        """Biases in whole products, as integer kernels add them: at few bits their rounding is no longer small."""
+        for point, key in self.products():
+            grid, weight = activations[key], weights[point.weight]
+            if point.bias is None or not sums_are_integer(grid, weight):
+                continue
+            node, bias = self.copy_of[point.node], self.copy_of[point.bias]
+            with self.graph.inserting_before(node):
+                rounded = self._call("bc", point.weight, TrainedBias(grid, weight), bias)
+            rounded.meta = dict(bias.meta)
+            node.replace_input_with(bias, rounded)
 
     def _grid(
         self, qparams: QParams, point: WeightPoint | ActivationPoint, extremes: tuple[Tensor, Tensor], **more: bool
@@ -133,7 +150,9 @@ class _Trained:
         self.notes: dict[str, list[str]] = {layer: [NOTE] for layer in weighted}
 
     def weight(self, target: str, point: WeightPoint) -> QuantizedTensor:
-        return QuantizedTensor.from_float(self.network.master(point.layer).detach(), self.network.weights[point.layer].qparams)
+        return QuantizedTensor.from_float(
+            self.network.master(point.layer).detach(), self.network.weights[point.layer].qparams
+        )
 
     def activation(self, target: str, point: ActivationPoint) -> QParams:
         # Both graphs are rewritten in the same order, so that the parts carry the same names.

@@ -52,10 +52,8 @@ def _with_mask(
 ) -> tuple[Tensor, Tensor]:
     """x on the grid, and where it was not clipped."""
     if axis is None:
-        return aten.fake_quantize_per_tensor_affine_cachemask(  # type: ignore[no-any-return]
-            x, float(scale), int(zero_point), quant_min, quant_max
-        )
-    return aten.fake_quantize_per_channel_affine_cachemask(x, scale, zero_point, axis, quant_min, quant_max)  # type: ignore[no-any-return]
+        return aten.fake_quantize_per_tensor_affine_cachemask(x, float(scale), int(zero_point), quant_min, quant_max)
+    return aten.fake_quantize_per_channel_affine_cachemask(x, scale, zero_point, axis, quant_min, quant_max)
 
 
 class TrainedGrid(nn.Module):
@@ -73,6 +71,7 @@ class TrainedGrid(nn.Module):
     low: Tensor
     high: Tensor
     frozen: Tensor
+    start_scale: Tensor
 
     def __init__(
         self, start: QParams, spec: QuantSpec, extremes: tuple[Tensor, Tensor], *, ranges: str,
@@ -117,15 +116,13 @@ class TrainedGrid(nn.Module):
             learned = (self.start_scale * self.factor).reshape(scale.shape)
             out: Tensor = LearnedStep.apply(
                 rows, learned, zero_point, self.quant_min, self.quant_max, axis, self.strength(x)
-            )  # type: ignore[no-untyped-call]
+            )
         elif axis is None:
             out = torch.fake_quantize_per_tensor_affine(
                 rows, float(scale), int(zero_point), self.quant_min, self.quant_max
             )
         else:
-            out = torch.fake_quantize_per_channel_affine(
-                rows, scale, zero_point, axis, self.quant_min, self.quant_max
-            )
+            out = torch.fake_quantize_per_channel_affine(rows, scale, zero_point, axis, self.quant_min, self.quant_max)
         return out.reshape(x.shape)
 
     def strength(self, x: Tensor) -> float:
@@ -143,6 +140,14 @@ class TrainedGrid(nn.Module):
         scale, zero_point = self.grid.scale_zero_point(self.low.numpy(), self.high.numpy())
         self.scale.copy_(torch.from_numpy(np.asarray(scale)))
         self.zero_point.copy_(torch.from_numpy(np.asarray(zero_point)))
+
+    def positions(self, x: Tensor) -> Tensor:
+        """Where the values lie on the grid, in codes, before rounding and clipping; same shape."""
+        rows, axis = self._rows(x)
+        if axis is None:
+            return x / self.scale + self.zero_point
+        shape = [-1 if i == axis else 1 for i in range(rows.ndim)]
+        return (rows / self.scale.reshape(shape) + self.zero_point.reshape(shape)).reshape(x.shape)
 
     def stepped(self) -> None:
         """After the optimiser's step: take over the learned scale, kept above the smallest allowed."""
@@ -174,6 +179,23 @@ class TrainedGrid(nn.Module):
         return least.clamp(max=0), most.clamp(min=0)
 
 
+class TrainedBias(nn.Module):
+    """A bias [C] rounded to whole products of these two grids, as integer kernels hold it; straight-through gradient.
+
+    Source: Jacob et al. 2018, section 2.4.
+    """
+
+    def __init__(self, grid: TrainedGrid, weight: TrainedGrid):
+        super().__init__()
+        self._grids = (grid, weight)  # in a tuple: they are registered once, where they belong
+
+    def forward(self, bias: Tensor) -> Tensor:
+        grid, weight = self._grids
+        step = grid.scale.double() * weight.scale.double()
+        value = bias.detach().double()
+        return bias + ((value / step).round() * step - value).to(bias.dtype)
+
+
 def extremes_of(x: Tensor, qparams: QParams) -> tuple[Tensor, Tensor]:
     """Lowest and highest value of x behind each scale, shaped like the scale."""
     if not qparams.scale.ndim:
@@ -197,4 +219,6 @@ def _range_of(qparams: QParams, grid: Grid) -> tuple[Tensor, Tensor]:
 
 def _share(end: Tensor, extreme: Tensor) -> Tensor:
     """1 where there is nothing to be a share of."""
-    return torch.where(extreme == 0, torch.ones_like(end), end / torch.where(extreme == 0, torch.ones_like(extreme), extreme))
+    return torch.where(
+        extreme == 0, torch.ones_like(end), end / torch.where(extreme == 0, torch.ones_like(extreme), extreme)
+    )

@@ -150,13 +150,14 @@ class History:
 
     @classmethod
     def from_parts(cls, text: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> History:
-        grids = [
-            GridTrace(**about, **{name: arrays[f"{PREFIX}{i}.{name}"] for name in _ARRAYS})
-            for i, about in enumerate(text["grids"])
-        ]
+        grids = [GridTrace(**about, **_of_grid(arrays, i)) for i, about in enumerate(text["grids"])]
         known = {k: text[k] for k in ("settings", "evaluation_samples", "float_accuracy", "finished")}
         return cls(
             **known, samples=(text["samples"][0], text["samples"][1]), epochs=[Epoch(**e) for e in text["epochs"]],
             grids=grids, losses=arrays[f"{PREFIX}losses"], record_steps=arrays[f"{PREFIX}record_steps"],
             record_epochs=arrays[f"{PREFIX}record_epochs"],
         )  # fmt: skip
+
+
+def _of_grid(arrays: Mapping[str, np.ndarray], number: int) -> dict[str, Any]:
+    return {name: arrays[f"{PREFIX}{number}.{name}"] for name in _ARRAYS}

@@ -1,0 +1,60 @@
+"""A training as it stands at the end of an epoch, in one .safetensors file: to go on from, and to look at meanwhile."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from qlab.errors import InvalidConfig
+from qlab.export.tensor_file import pack_file, unpack_file
+from qlab.training.history import PREFIX, History
+
+FORMAT = "qlab-training-1"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """key: what is trained, and how; a file of another is not taken. epoch: done; state: numbers beside the tensors."""
+
+    key: str
+    epoch: int
+    state: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+    history: History
+
+    def save(self, path: Path) -> None:
+        """Whole or not at all, also when the process is killed meanwhile."""
+        import torch
+
+        texts, arrays = self.history.parts()
+        texts |= {"format": FORMAT, "key": self.key, "state": json.dumps({"epoch": self.epoch, **self.state})}
+        data = pack_file(texts, {**self.tensors, **{name: torch.from_numpy(a) for name, a in arrays.items()}})
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+            Path(draft).replace(path)
+        finally:
+            Path(draft).unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: Path, key: str) -> Checkpoint:
+        """Raises InvalidConfig when it is of another training, BadUpload when it is damaged."""
+        texts, tensors = unpack_file(path.read_bytes())
+        if texts.get("format") != FORMAT or texts.get("key") != key:
+            raise InvalidConfig(
+                f"{path.name!r} is not a checkpoint of this training: its model, data, config or settings are others. "
+                "Give another path, or remove the file."
+            )
+        state = json.loads(texts["state"])
+        arrays = {name: t.numpy() for name, t in tensors.items() if name.startswith(PREFIX)}
+        own = {name: t for name, t in tensors.items() if not name.startswith(PREFIX)}
+        return cls(key, state.pop("epoch"), state, own, History.from_parts(json.loads(texts["history"]), arrays))
