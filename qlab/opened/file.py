@@ -71,8 +71,8 @@ class FileTensor:
     def _ends(self) -> tuple[float, ...]:
         if not self.scale.size:
             return (0.0,)
-        scale = self.scale.astype(np.float64)
-        ends = ((bound - self.zero_point) * scale for bound in (self.quant_min, self.quant_max))
+        scale, points = self.scale.astype(np.float64), self.zero_point.astype(np.float64)
+        ends = ((bound - points) * scale for bound in (self.quant_min, self.quant_max))
         return tuple(float(f(end)) for end in ends for f in (np.min, np.max))
 
     def spread(self, values: NDArray[Any]) -> NDArray[Any]:
@@ -92,6 +92,16 @@ class FileTensor:
         """Bytes of the codes, packed at their bits, and of the scales as float32; zero points are not counted."""
         codes = 0 if self.codes is None else -(-self.codes.size * self.bits // 8)
         return codes + 4 * self.scale.size
+
+
+@dataclass(frozen=True)
+class Near:
+    """The ops around a tensor, as FileTensor has them."""
+
+    reader: str = ""
+    reader_op: str = ""
+    maker: str = ""
+    maker_op: str = ""
 
 
 @dataclass(frozen=True)
@@ -146,10 +156,13 @@ def clean(text: str) -> str:
     return kept if len(kept) <= MAX_NAME else kept[: MAX_NAME - 1] + "…"
 
 
+NOWHERE = Near()
+
+
 def checked(
     name: str, role: Role, *, bits: int, signed: bool, scale: NDArray[Any], zero_point: NDArray[Any] | None,
     codes: NDArray[Any] | None = None, shape: tuple[int | None, ...] | None = None, axis: int | None = None,
-    block_size: int | None = None, aliases: Sequence[str] = (), **where: str,
+    block_size: int | None = None, aliases: Sequence[str] = (), near: Near = NOWHERE,
 ) -> FileTensor:  # fmt: skip
     """A tensor whose parts hold together. axis counts where `scale` has more than one value; it may be negative.
 
@@ -172,10 +185,12 @@ def checked(
         )
     if scale.ndim:
         axis = _axis(label, shape, scale, axis, block_size)
+        if block_size is not None and shape is not None:  # one block may be said to be longer than what there is
+            block_size = max(1, min(block_size, shape[axis] or block_size))
     if not np.isfinite(scale).all():
         raise BadUpload(f"{label} has a scale that is not a finite number. Quantize the model again.")
     low, high = ends_of(bits, signed)
-    if points.size and not (-(2**31) <= points.min() and points.max() < 2**31):
+    if np.abs(points.astype(np.float64)).max(initial=0) > 2**31:
         raise BadUpload(f"{label} has a zero point that 32 bits do not hold. Write the file again.")
     reach = float(np.abs(scale.astype(np.float64)).max(initial=0)) * (
         max(-low, high) + float(np.abs(points).max(initial=0))
@@ -184,7 +199,8 @@ def checked(
         raise BadUpload(f"{label} has a scale of {np.abs(scale).max():.3g}, with which its values are not finite.")
     return FileTensor(
         clean(name), role, shape, bits, signed, codes, scale, points, axis, block_size, low, high,
-        aliases=tuple(dict.fromkeys(a for a in aliases if a)), **{key: clean(text) for key, text in where.items()},
+        clean(near.reader), clean(near.reader_op), clean(near.maker), clean(near.maker_op),
+        tuple(dict.fromkeys(a for a in aliases if a)),
     )  # fmt: skip
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from qlab.opened.file import FileTensor, OpCount, QuantizedFile, checked
+from numpy.typing import NDArray
+
+from qlab.graph.ops import op_type
+from qlab.opened.file import FileTensor, Near, OpCount, QuantizedFile, checked
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,26 +43,25 @@ def _weights(qmodel: QuantizedModel) -> list[FileTensor]:
         tensor = qmodel.weights[point.layer]
         if id(tensor) not in seen:
             seen.add(id(tensor))
-            out.append(_weight(point.tensor, point.layer, point.node.name, tensor))
+            out.append(_weight(point.tensor, qmodel.model.names[point.node], op_type(point.node), tensor))
     return out
 
 
-def _weight(name: str, layer: str, node: str, tensor: QuantizedTensor) -> FileTensor:
-    codes, scale, points = (t.detach().numpy() for t in (tensor.codes, tensor.scale, tensor.zero_point))
-    block_size = None
-    if tensor.group_size is not None:  # along what lies behind an output channel, flattened
-        codes, block_size = codes.swapaxes(0, tensor.axis or 0).reshape(codes.shape[tensor.axis or 0], -1), tensor.group_size
-    made = checked(
-        name, "weight", bits=tensor.bits, signed=tensor.signed, scale=scale, zero_point=points, codes=codes,
-        axis=1 if block_size else tensor.axis, block_size=block_size, aliases=[name], reader=layer, reader_op=node,
+def _weight(name: str, layer: str, op: str, tensor: QuantizedTensor) -> FileTensor:
+    codes, axis = _numpy(tensor.codes), tensor.axis
+    if tensor.group_size is not None:  # groups run along what lies behind an output channel, flattened
+        codes, axis = codes.reshape(codes.shape[0], -1), 1
+    return checked(
+        name, "weight", bits=tensor.bits, signed=tensor.signed, scale=_numpy(tensor.scale),
+        zero_point=_numpy(tensor.zero_point), codes=codes, axis=axis, block_size=tensor.group_size, aliases=[name],
+        near=Near(layer, op),
     )  # fmt: skip
-    return made
 
 
 def _activations(qmodel: QuantizedModel) -> list[FileTensor]:
     return [
-        _activation(qmodel.points[key].tensor, module, qmodel.points[key].node.meta.get("shape"))
-        for key, module in qmodel.activations.items()
+        _activation(point.tensor, qmodel.activations[key], point.node.meta.get("shape"))
+        for key, point in qmodel.points.items()
     ]
 
 
@@ -69,9 +71,10 @@ def _activation(name: str, grid: FakeQuantize, shape: tuple[int, ...] | None) ->
     bits = max((-low - 1).bit_length() if signed else 0, high.bit_length()) + signed
     return checked(
         name, "activation", bits=bits, signed=signed, scale=_numpy(grid.scale), zero_point=_numpy(grid.zero_point),
-        shape=None if shape is None else (None, *shape[1:]), axis=grid.axis, aliases=[name], maker=name,
+        shape=None if shape is None else (None, *shape[1:]), axis=grid.axis, aliases=[name],
+        near=Near(maker=name),
     )  # fmt: skip
 
 
-def _numpy(tensor: Tensor):  # noqa: ANN202
+def _numpy(tensor: Tensor) -> NDArray[Any]:
     return tensor.detach().numpy()
