@@ -100,7 +100,7 @@ def _measured(made: go.Figure, history: History, colours: Palette) -> None:
         hovertemplate="%{text}<extra></extra>",
     )  # fmt: skip
     chosen = [(e, value) for e, value in shown if e.epoch == history.best]
-    if chosen:
+    if chosen and history.epochs[-1].epoch:
         made.add_scatter(
             x=[chosen[0][0].epoch], y=[100 * chosen[0][1]], mode="markers", name=_chosen_name(history),
             marker={"symbol": "star", "size": 17, "color": colours.quantized,
@@ -229,8 +229,10 @@ def _moments(made: go.Figure, history: History, colours: Palette) -> None:
 
 
 def through(made: go.Figure, at: float, colour: str, dash: str, layer: str = "between") -> None:
-    """An upright line through all panels, over the lines of the axes and under what is drawn."""
-    made.add_shape(
-        type="line", x0=at, x1=at, y0=0, y1=1, yref="paper", line={"color": colour, "width": 1.5, "dash": dash},
-        layer=layer,
-    )  # fmt: skip
+    """An upright line through every panel, over the lines of the axes and under what is drawn; what is written between
+    two panels stays free."""
+    for axis in ("y", "y2") if made.layout.yaxis2.domain else ("y",):
+        made.add_shape(
+            type="line", x0=at, x1=at, y0=0, y1=1, yref=f"{axis} domain", layer=layer,
+            line={"color": colour, "width": 1.5, "dash": dash},
+        )  # fmt: skip

@@ -1,0 +1,221 @@
+"""What is looked at on Training: its settings, and the history and runs that the store has of exactly these."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import streamlit as st
+
+from qlab.config import QConfig, QConfigMapping, QuantSpec
+from qlab.errors import QLabError
+from qlab.training.settings import Training
+from qlab.ui import cache, change, history, jobs, state
+
+if TYPE_CHECKING:
+    from qlab.graph.capture import Model
+    from qlab.lab.experiment import Experiment
+    from qlab.lab.store import Artifact, Run
+    from qlab.training.history import History
+
+KIND = "experiment"
+TRAINED = "trained model"
+SETTINGS, EPOCH, PROBLEM = "training.settings", "training.epoch", "training.problem"
+WEIGHTS_ORIGIN = "weights.origin"  # where the page Weights keeps which run trained what it shows
+LOW_BITS = (
+    (4, 4, "4-bit weights and activations"),
+    (2, 4, "2-bit weights, 4-bit activations"),
+)  # fmt: skip
+NO_LOSS = 8  # bits of weights and activations from which quantization costs next to nothing
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the store has of the current network, data, config and settings.
+
+    run: the newest run of exactly these; an open one or a finished one goes first. history: the whole of a finished
+    training, or up to the last checkpoint. untrained: a finished run of the same without training.
+    """
+
+    run: Run | None
+    history: History | None
+    untrained: Run | None
+
+    @property
+    def going(self) -> bool:
+        return self.run is not None and not self.run.ended
+
+    @property
+    def reached(self) -> int:
+        """Epochs that are over."""
+        return 0 if self.history is None else self.history.epochs[-1].epoch
+
+    @property
+    def finished(self) -> Run | None:
+        """The run, where it has a result."""
+        return self.run if self.run is not None and self.run.status == "done" else None
+
+
+# --- settings ---------------------------------------------------------------------------------------------------------
+
+
+def begin() -> None:
+    """Takes tensor and epoch from the link on the first visit."""
+    if EPOCH in st.session_state:
+        return
+    asked = st.query_params.get("epoch", "")
+    st.session_state[EPOCH] = int(asked) if asked.isdecimal() else None
+    if (tensor := st.query_params.get("tensor")) is not None:
+        state.set_tensor(tensor)
+
+
+def share_params() -> dict[str, str | None]:
+    """What a link needs to show the same."""
+    epoch = st.session_state.get(EPOCH)
+    return {"tensor": state.tensor(), "epoch": None if epoch is None else str(epoch)}
+
+
+def settings() -> Training:
+    """How the next training is done; the usual way until something was changed."""
+    return st.session_state.get(SETTINGS, Training())
+
+
+def change_settings(**changes: Any) -> None:
+    """Raises InvalidConfig."""
+    st.session_state[SETTINGS] = settings().replace(**changes)
+
+
+def epoch(found: History) -> int:
+    """The epoch that is looked at: the one chosen, else the result of a finished training, else the newest."""
+    chosen, last = st.session_state.get(EPOCH), found.epochs[-1].epoch
+    if chosen is None:
+        return found.best if found.finished else last
+    return min(chosen, last)
+
+
+def set_epoch(value: int | None) -> None:
+    st.session_state[EPOCH] = value
+
+
+def experiment() -> Experiment:
+    """The current network, data and config with a training by these settings. Raises InvalidConfig."""
+    return untrained().replace(training=settings())
+
+
+def untrained() -> Experiment:
+    """The same without the training."""
+    return state.experiment().replace(name="")
+
+
+# --- the config -------------------------------------------------------------------------------------------------------
+
+
+def low_bits(mapping: QConfigMapping, weight: int, activation: int) -> QConfigMapping:
+    """The config with static grids of these bits wherever it quantizes; one that quantizes nothing gets them as its
+    default. What stays float stays so."""
+    low = QConfig(
+        weight=QuantSpec(weight, "per_channel_symmetric", observer="mse"),
+        activation=QuantSpec(activation, "per_tensor_affine", observer="mse"),
+    )
+    return mapping.each(lambda _: low) if any(mapping.rules) else mapping.replace(default=low)
+
+
+def fewest_bits(mapping: QConfigMapping) -> int | None:
+    """Of all weights and activations that the config puts on a grid; None where there are none."""
+    bits = [spec.bits for rule in mapping.rules if rule for spec in (rule.weight, rule.activation) if spec]
+    return min(bits, default=None)
+
+
+# --- what the store has -----------------------------------------------------------------------------------------------
+
+
+def look(model: Model) -> Seen:
+    """What is known of the current settings; computes nothing."""
+    from qlab.lab import trained
+
+    wanted = experiment()
+    found = _runs(wanted)
+    run = next((r for r in found if not r.ended), None) or next((r for r in found if r.status == "done"), None)
+    run = run or next(iter(found), None)
+    before = next((r for r in _runs(untrained()) if r.status == "done"), None)
+    if run is not None and run.status == "done":
+        return Seen(run, _history(run.id, str(cache.store().home)), before)
+    data = cache.dataset(state.data_ref())
+    return Seen(run, trained.live(cache.store(), model, data, wanted), before)
+
+
+def _runs(wanted: Experiment) -> list[Run]:
+    """The runs of exactly this, the newest first."""
+    from qlab.lab.tasks import KINDS
+
+    spec_hash = KINDS[KIND].describe(cache.store(), {"experiment": wanted}).spec_hash
+    return [run for run in history.everything().runs if run.kind == KIND and run.spec_hash == spec_hash]
+
+
+@st.cache_resource(max_entries=8, show_spinner="Reading the training")
+def _history(run_id: str, _home: str) -> History | None:
+    """Of a finished run. Shared: do not change it."""
+    from qlab.lab import trained
+
+    return trained.read_history(cache.store(), cache.store().get_run(run_id))
+
+
+def trained_model(run: Run) -> Artifact:
+    """The file of a finished training, for `qlab.load_quantized`. Raises RunFailed."""
+    result = cache.store().get_run(run.id).require_result()
+    return cache.store().artifact(result["artifacts"][TRAINED])
+
+
+def expected_seconds(model: Model) -> tuple[float, int] | None:
+    """How long these settings will take, and by how many finished trainings of this network on this data with the same
+    ranges and batch size; None without any.
+
+    By the slowest of them: one that went on where another had stopped, or ended early, took less for its epochs.
+    """
+    now, times = settings(), []
+    for run in earlier(model):
+        how = run.spec["training"]
+        if run.seconds is not None and (how["ranges"], how["batch_size"]) == (now.ranges, now.batch_size):
+            times.append(run.seconds / how["epochs"])
+    return (max(times) * now.epochs, len(times)) if times else None
+
+
+def earlier(model: Model) -> list[Run]:
+    """Finished trainings of this network on this data, the newest first."""
+    data = cache.dataset(state.data_ref()).content_hash
+    return [
+        run
+        for run in history.experiments().runs
+        if run.spec.get("training") and (run.model_hash, run.data_hash) == (model.content_hash, data)
+    ]
+
+
+# --- presses ----------------------------------------------------------------------------------------------------------
+
+
+def start() -> None:
+    """Starts the training, or goes on with it."""
+    _submit(experiment)
+
+
+def reopen(run: Run) -> None:
+    """Makes config and settings of a finished training the current ones, so that it is shown."""
+    from qlab.lab.experiment import Experiment
+
+    done = Experiment.from_dict(run.spec)
+    assert done.training is not None
+    st.session_state[SETTINGS] = done.training
+    state.set_options(state.options().replace(batch_size=done.batch_size, seed=done.seed))
+    set_epoch(None)
+    change.to(done.resolved_mapping, "Opened an earlier training")
+
+
+def measure_untrained() -> None:
+    _submit(untrained)
+
+
+def _submit(what: Any) -> None:
+    try:
+        jobs.submit(KIND, experiment=what())
+    except QLabError as error:
+        st.session_state[PROBLEM] = error
