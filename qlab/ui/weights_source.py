@@ -16,11 +16,12 @@ if TYPE_CHECKING:
     from qlab.conversion import QuantizedModel
     from qlab.edits import Edit
     from qlab.graph.capture import Model
-    from qlab.lab.store import Artifact
+    from qlab.lab.store import Artifact, Run
 
 CONFIG = ""  # the origin that stands for the current config
 LAYER, ORIGIN = "weights.layer", "weights.origin"
 TRAINED = "trained model"
+LATEST = 200  # finished experiments among which trained ones are looked for
 ENOUGH_FOR_A_PICTURE = 64
 
 
@@ -39,6 +40,11 @@ class Shown:
     original: QuantizedModel
     edits: tuple[Edit, ...]
     origin: str
+
+    @property
+    def stamp(self) -> Key:
+        """What everything that is worked out from this layer depends on."""
+        return (*self.key, self.layer, _written(self.edits))
 
 
 def shown() -> Shown | None:
@@ -95,6 +101,21 @@ def _trained(key: Key, _model: Model, _artifact: Artifact) -> QuantizedModel:
     from qlab.export.quantized_load import load_quantized
 
     return load_quantized(_artifact.path, _model)
+
+
+def trained_runs(model: Model) -> list[Run]:
+    """Finished runs that trained this network, newest first, of the latest experiments."""
+    from qlab.lab.store import DONE
+
+    runs = cache.store().list_runs(LATEST, kind="experiment", status=DONE)
+    home = str(cache.store().home)
+    return [run for run in runs if run.model_hash == model.content_hash and _has_trained(run.id, home)]
+
+
+@st.cache_data(max_entries=2_000, show_spinner=False)
+def _has_trained(run_id: str, home: str) -> bool:
+    # Of a run that is done, the result does not change any more.
+    return TRAINED in cache.store().get_run(run_id).require_result().get("artifacts", {})
 
 
 def _written(edits: tuple[Edit, ...]) -> str:
