@@ -5,7 +5,6 @@ A weight is seen as rows: a row for each channel, and in it, flattened, what lie
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -111,15 +110,12 @@ def _behind(shape: Sequence[int], axis: int) -> int:
 def to_csv(found: Cells) -> str:
     """A line for each number under CSV_COLUMNS; floats with the nine digits that tell any two float32 apart, the float
     original and the error empty where it is not known."""
-    import pandas as pd
-
-    values: list[Any] = [
-        found.channel, found.position, found.code, found.scale, found.zero_point, found.dequantized, found.original,
-        found.error,
+    whole, real = "%d", "%.9g"
+    columns: list[tuple[str, NDArray[Any] | None]] = [
+        (whole, found.channel), (whole, found.position), (whole, found.code), (real, found.scale),
+        (whole, found.zero_point), (real, found.dequantized), (real, found.original), (real, found.error),
     ]  # fmt: skip
-    table = {
-        name: None if column is None else column.ravel() for name, column in zip(CSV_COLUMNS, values, strict=True)
-    }  # fmt: skip
-    text = io.StringIO()
-    pd.DataFrame(table, index=range(found.code.size)).to_csv(text, index=False, float_format="%.9g")
-    return text.getvalue()
+    line = ",".join("" if values is None else form for form, values in columns)
+    # One format for a whole line takes a quarter of the time that pandas takes.
+    numbers = zip(*(values.ravel().tolist() for _, values in columns if values is not None), strict=True)
+    return "\n".join([",".join(CSV_COLUMNS), *(line % row for row in numbers)]) + "\n"

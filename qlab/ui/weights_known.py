@@ -82,7 +82,7 @@ def known(shown: Shown) -> Known:
     return _known(shown.stamp, shown)
 
 
-@st.cache_resource(max_entries=16, show_spinner=False)
+@st.cache_resource(max_entries=16, show_spinner="Counting the integers")
 def _known(stamp: Key, _shown: Shown) -> Known:
     from qlab.graph.lower import attribute
     from qlab.quant.error import sqnr
