@@ -10,8 +10,8 @@ forward pass rounds them to their grid, so that they settle where rounding hurts
 the current config gives; the result is a quantized network with the same bits and other codes.
 
 **Reading the picture.** Above, the accuracy after every epoch, between the line of the float network and that of PTQ.
-Below, the loss. The star is the epoch that is kept: the one with the least loss on samples that were held out of the
-training. The evaluation samples are measured and decide nothing.
+Below, the loss. The star is the epoch that is the result: the last one, or the one with the least loss on samples that
+are held out, where you ask for that. The evaluation samples are measured and decide nothing.
 
 **Trying.** Few bits cost most and win back most. Where the loss jumps, a lower learning rate helps; where accuracy on
 the evaluation samples falls while the training loss goes on falling, fewer epochs or more distillation do.

@@ -118,7 +118,8 @@ def _measured(made: go.Figure, history: History, colours: Palette) -> None:
 
 
 def _chosen_name(history: History) -> str:
-    return f"{'chosen' if history.finished else 'best so far'}: epoch {history.best}"
+    words = "result" if history.finished else "best so far" if history.samples[1] else "so far"
+    return f"{words}: epoch {history.best}"
 
 
 def _level(
@@ -231,7 +232,7 @@ def _moments(made: go.Figure, history: History, colours: Palette) -> None:
 def through(made: go.Figure, at: float, colour: str, dash: str, layer: str = "between") -> None:
     """An upright line through every panel, over the lines of the axes and under what is drawn; what is written between
     two panels stays free."""
-    for axis in ("y", "y2") if made.layout.yaxis2.domain else ("y",):
+    for axis in sorted({trace.yaxis or "y" for trace in made.data}):
         made.add_shape(
             type="line", x0=at, x1=at, y0=0, y1=1, yref=f"{axis} domain", layer=layer,
             line={"color": colour, "width": 1.5, "dash": dash},

@@ -69,19 +69,35 @@ def _more() -> None:
         step=0.1, format="%g",
     )  # fmt: skip
     _number(
+        "Mixing", "mixing", 0.0, 1.0,
+        "This share of the samples of a step are mixtures of two, for which the float network is asked: few samples "
+        "then last longer.",
+        step=0.1, format="%g",
+    )  # fmt: skip
+    _number(
         "Held-out share", "validation", 0.0, 0.5,
         "This part of the calibration samples is not trained on and chooses the best epoch; with 0 the last one is the "
         "result.",
         step=0.05, format="%g",
     )  # fmt: skip
+    _early()
+    _number("Seed", "seed", 0, 2**31 - 1, "Another one shuffles, mixes and holds out other samples.")
+
+
+def _early() -> None:
+    """An end before the last epoch, which takes samples that are held out."""
+    now = training.settings()
     widgets.kept(
         st.checkbox, "End early", value=now.patience is not None, key="train_early",
-        store=lambda on: _set("patience", PATIENCE if on else None),
-        help="Ends the training once no epoch has been better for a while.",
+        store=lambda on: _set("patience", PATIENCE if on else None), disabled=not now.validation,
+        help="Ends the training once no epoch has been better on the held-out samples for a while; needs some held "
+        "out.",
     )  # fmt: skip
     if now.patience is not None:
-        _number("Patience (epochs)", "patience", 1, 1000, "So many epochs without a better one end the training.")
-    _number("Seed", "seed", 0, 2**31 - 1, "Another one shuffles the samples and the held-out part in another way.")
+        _number(
+            "Patience (epochs)", "patience", 1, 1000, "So many epochs without a better one end the training.",
+            disabled=not now.validation,
+        )  # fmt: skip
 
 
 def _number(label: str, name: str, low: float, high: float, text: str, **kwargs: Any) -> None:

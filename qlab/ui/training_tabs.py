@@ -242,7 +242,7 @@ def facts(history: History) -> list[str]:
         "not the weights, not the ranges, not which epoch is the result.",
         f"{NAMES[how['optimizer']]}, learning rate {how['lr']:g}, {NAMES[how['schedule']]}; batches of "
         f"{how['batch_size']:,}; up to {how['epochs']:,} epochs"
-        + (f", ended after {how['patience']:,} without a better one." if how["patience"] else "."),
+        + (f", ended after {how['patience']:,} without a better one." if how["patience"] and held else "."),
         f"Ranges: {ranges}; they freeze after {_share(how['freeze_after'])} of the steps.",
     ]
     if history.float_accuracy is None:
@@ -255,11 +255,16 @@ def facts(history: History) -> list[str]:
         )
     else:
         out.append("The loss asks for the label alone.")
+    if how["mixing"]:
+        out.append(
+            f"{_share(how['mixing'])} of the samples of a step are replaced by mixtures of two, for which the float "
+            "network says what is right; token numbers cannot be mixed and stay."
+        )
     out.append(
         "Rounding has no slope, so its gradient is taken to be that of no rounding at all (straight-through), and "
         "zero where a value is cut off."
     )
-    return [*out, f"Seed {how['seed']}: of the order of the samples and of which are held out."]
+    return [*out, f"Seed {how['seed']}: of the order of the samples, of the mixtures and of what is held out."]
 
 
 def _share(value: float) -> str:

@@ -212,7 +212,7 @@ def figures(history: History, real: bool | None = None) -> None:
     if not history.epochs[-1].epoch:
         widgets.figures(_start(history))
         return
-    name = "After training" if history.finished else "Best so far"
+    name = "After training" if history.finished else "Best so far" if history.samples[1] else "So far"
     value = metric("accuracy")
     if history.float_accuracy is None or before.accuracy is None or after.accuracy is None:
         same = metric("agreement")
