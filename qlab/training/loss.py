@@ -31,7 +31,7 @@ class Loss:
             parts.append((1 - self.share) * self._to_labels(output, targets))
         if self.share > 0:
             assert teacher is not None
-            parts.append(self.share * self._to_teacher(output, teacher, targets))
+            parts.append(self.share * self.to_teacher(output, teacher, targets))
         return sum(parts[1:], start=parts[0])
 
     def _to_labels(self, output: Tensor, targets: Tensor) -> Tensor:
@@ -46,9 +46,10 @@ class Loss:
             )
         return F.nll_loss(scores.reshape(-1, scores.shape[-1]), targets.reshape(-1))
 
-    def _to_teacher(self, output: Tensor, teacher: Tensor, targets: Tensor | None) -> Tensor:
+    def to_teacher(self, output: Tensor, teacher: Tensor, targets: Tensor | None) -> Tensor:
         """Cross entropy with the float network's probabilities; of what are no classes, the squared error relative to
-        what the float network's output varies by. Source: Hinton et al. 2015."""
+        what the float network's output varies by. targets: for their shape alone, which tells where classes lie.
+        Source: Hinton et al. 2015."""
         if not self.classes:
             return ((output - teacher) ** 2).mean() / teacher.var(correction=0).clamp(min=1e-12)
         if _is_sign(output):
@@ -71,8 +72,7 @@ def _is_sign(output: Tensor) -> bool:
 
 def _class_axis(output: Tensor, targets: Tensor | None) -> int:
     """As `qlab.evaluation.predict` takes it."""
-    if targets is not None and output.ndim > 2 and targets.shape == (output.shape[0], *output.shape[2:]) \
-            and targets.shape != output.shape[:-1]:  # fmt: skip
+    if targets is not None and output.ndim > 2 and output.shape[1:-1] != targets.shape[1:] == output.shape[2:]:
         return 1
     return output.ndim - 1
 

@@ -24,9 +24,11 @@ class Training:
     its gradient (Esser et al. 2020). averaging_constant: weight of each new batch in a moving average. freeze_after:
     share of the steps after which ranges stay and only weights go on.
     distillation: share of the loss that asks for the float network's output instead of the label; 1 where the data has
-    no labels. validation: share of the samples that are held out, to choose the best epoch by. patience: epochs without
-    a better one after which training ends; None goes on to the last. seed: of the order of the samples, and of which
-    are held out. Raises InvalidConfig.
+    no labels. mixing: share of each step's samples that are replaced by mixtures of two, for which the float network's
+    output is asked (mixup of Zhang et al. 2018, with the network as the label); token numbers cannot be mixed and stay.
+    validation: share of the samples that are held out, to choose the best epoch by; without, the last epoch is the
+    result. patience: epochs without a better one after which training ends; None goes on to the last. seed: of the
+    order of the samples, of the mixtures and of what is held out. Raises InvalidConfig.
     """
 
     epochs: int = 20
@@ -38,7 +40,8 @@ class Training:
     averaging_constant: float = 0.01
     freeze_after: float = 0.7
     distillation: float = 0.5
-    validation: float = 0.1
+    mixing: float = 0.5
+    validation: float = 0.0
     patience: int | None = None
     seed: int = 0
 
@@ -49,7 +52,7 @@ class Training:
             _whole("patience", self.patience, 1)
         for name, low, high in (
             ("lr", 0.0, 10.0), ("averaging_constant", 0.0, 1.0), ("freeze_after", 0.0, 1.0),
-            ("distillation", 0.0, 1.0), ("validation", 0.0, 0.5),
+            ("distillation", 0.0, 1.0), ("mixing", 0.0, 1.0), ("validation", 0.0, 0.5),
         ):  # fmt: skip
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) \

@@ -26,6 +26,7 @@ from qlab.training.graph import TrainingNetwork
 from qlab.training.history import Epoch, History
 from qlab.training.loss import Loss
 from qlab.training.record import RECORDS_PER_EPOCH, Recorder
+from qlab.training.samples import Samples
 from qlab.training.settings import Training
 
 TRAIN, TEACHER = "train", "float outputs"
@@ -76,6 +77,8 @@ class Trainer:
                 f"the model takes {model.fixed_batch} samples at once, and {len(self.train_part)} are there to train "
                 "on: give more calibration samples, or hold out fewer."
             )
+        whole = any(not spec.dtype.is_floating_point for spec in model.inputs)
+        self.mixtures = 0 if whole else round(settings.mixing * self.batch)
         self.steps_per_epoch = len(self.train_part) // self.batch
         self.steps = self.steps_per_epoch * settings.epochs
         self.optimizer = self._optimizer()
@@ -117,18 +120,18 @@ class Trainer:
         self.epoch += 1
         first = (self.epoch - 1) * self.steps_per_epoch
         losses = []
-        for i, (inputs, targets, teacher) in enumerate(self._batches()):
+        for i, samples in enumerate(self._batches()):
             step = first + i
             if progress is not None:
                 progress(TRAIN, step, self.steps)
-            losses.append(self._step(step, inputs, targets, teacher))
+            losses.append(self._step(step, samples))
             done = i + 1
             if done * RECORDS_PER_EPOCH // self.steps_per_epoch > i * RECORDS_PER_EPOCH // self.steps_per_epoch:
                 self.recorder.record(step + 1, self.epoch - 1 + done / self.steps_per_epoch)
         self.recorder.losses += losses
         self._end_epoch(float(np.mean(losses)))
 
-    def _step(self, step: int, inputs: tuple[Tensor, ...], targets: Tensor | None, teacher: Tensor | None) -> float:
+    def _step(self, step: int, samples: Samples) -> float:
         """One step of the optimiser; gives the loss before it. step: how many were taken before."""
         if step >= self.settings.freeze_after * self.steps:
             for grid in self.network.grids:
@@ -138,7 +141,7 @@ class Trainer:
         self.network.module.train()
         self.optimizer.zero_grad(set_to_none=True)
         with torch.enable_grad():
-            loss = self.loss(first_tensor(self.network.module(*inputs)), targets, teacher)
+            loss = samples.loss(self.loss, first_tensor(self.network.module(*samples.inputs)))
             loss.backward()
         value = float(loss.detach())
         if not math.isfinite(value):
@@ -218,14 +221,17 @@ class Trainer:
             said.append(first_tensor(self.network.reference(*inputs))[:count].clone())
         self.teacher = torch.cat(said)
 
-    def _batches(self) -> Iterator[tuple[tuple[Tensor, ...], Tensor | None, Tensor | None]]:
+    def _batches(self) -> Iterator[Samples]:
         """The training samples in the order of this epoch; those that fill no batch are left out of it."""
-        order = np.random.default_rng((self.settings.seed, self.epoch)).permutation(len(self.train_part))
+        draw = np.random.default_rng((self.settings.seed, self.epoch))
+        order = draw.permutation(len(self.train_part))
         shuffled = self.train_part.subset(order)
         for i in range(self.steps_per_epoch):
             _, inputs, targets = shuffled.batch(i * self.batch, self.batch)
             rows = order[i * self.batch : (i + 1) * self.batch]
-            yield inputs, targets, None if self.teacher is None else self.teacher[torch.from_numpy(rows)]
+            teacher = None if self.teacher is None else self.teacher[torch.from_numpy(rows)]
+            samples = Samples(inputs, targets, teacher)
+            yield samples.mixed(self.mixtures, draw, self.network.reference) if self.mixtures else samples
 
     # ---- state -------------------------------------------------------------------------------------------------------
 
