@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
 from qlab.config import QConfig, QConfigMapping, QuantSpec
-from qlab.errors import QLabError
+from qlab.errors import InvalidConfig, QLabError
 from qlab.training.settings import Training
-from qlab.ui import cache, change, history, jobs, state
+from qlab.ui import cache, change, history, jobs, library, state
 
 if TYPE_CHECKING:
     from qlab.graph.capture import Model
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 KIND = "experiment"
 TRAINED = "trained model"
 SETTINGS, EPOCH, PROBLEM = "training.settings", "training.epoch", "training.problem"
+ADDRESS = "training"  # the run that is shown, in the address of the page
 WEIGHTS_ORIGIN = "weights.origin"  # where the page Weights keeps which run trained what it shows
 LOW_BITS = (
     (4, 4, "4-bit weights and activations"),
@@ -60,19 +62,65 @@ class Seen:
 
 
 def begin() -> None:
-    """Takes tensor and epoch from the link on the first visit."""
+    """Takes training, tensor and epoch from the address on the first visit: a link, or a page that was loaded again."""
     if EPOCH in st.session_state:
         return
     asked = st.query_params.get("epoch", "")
-    st.session_state[EPOCH] = int(asked) if asked.isdecimal() else None
-    if (tensor := st.query_params.get("tensor")) is not None:
+    set_epoch(int(asked) if asked.isdecimal() else None)
+    run_id, tensor = st.query_params.get(ADDRESS), st.query_params.get("tensor")
+    opened = run_id is not None and _open(run_id)
+    if tensor is not None:
         state.set_tensor(tensor)
+    if opened:
+        st.rerun()  # the sidebar has been drawn
+
+
+def _open(run_id: str) -> bool:
+    """Makes network, data, config and settings of a training the current ones. False where that cannot be, with why."""
+    from qlab.lab.experiment import Experiment
+
+    run = cache.store().try_run(run_id)
+    if run is None or run.kind != KIND or not run.spec.get("training"):
+        st.session_state[PROBLEM] = InvalidConfig(f"The link names a training {run_id} that is not in this store.")
+        return False
+    done = Experiment.from_dict(run.spec)
+    models = {ref.source: ref for ref in library.models()}
+    data_sets = {ref.source: ref for ref in library.data_sets()}
+    data = done.data["path"] if isinstance(done.data, Mapping) else done.data
+    if done.model not in models or data not in data_sets:
+        st.session_state[PROBLEM] = InvalidConfig(
+            f"The training {run_id} is of {run.model} on {run.data}, which are not among the networks and data here."
+        )
+        return False
+    state.set_model(models[done.model])
+    if state.data_ref().source != data:
+        state.set_data(data_sets[data])
+    take_settings(done)
+    state.set_mapping(done.resolved_mapping)
+    return True
+
+
+def note_address(run: Run | None) -> None:
+    """Keeps the training that is shown in the address, so that a reload or a bookmark finds it again."""
+    if run is None:
+        st.query_params.pop(ADDRESS, None)
+    elif st.query_params.get(ADDRESS) != run.id:
+        st.query_params[ADDRESS] = run.id
+
+
+def take_settings(done: Experiment) -> None:
+    """Makes the settings of a training, and of its experiment, the current ones."""
+    st.session_state[SETTINGS] = done.training
+    state.set_options(state.options().replace(batch_size=done.batch_size, seed=done.seed))
 
 
 def share_params() -> dict[str, str | None]:
     """What a link needs to show the same."""
     epoch = st.session_state.get(EPOCH)
-    return {"tensor": state.tensor(), "epoch": None if epoch is None else str(epoch)}
+    return {
+        "tensor": state.tensor(), "epoch": None if epoch is None else str(epoch),
+        ADDRESS: st.query_params.get(ADDRESS),
+    }  # fmt: skip
 
 
 def settings() -> Training:
@@ -203,9 +251,7 @@ def reopen(run: Run) -> None:
     from qlab.lab.experiment import Experiment
 
     done = Experiment.from_dict(run.spec)
-    assert done.training is not None
-    st.session_state[SETTINGS] = done.training
-    state.set_options(state.options().replace(batch_size=done.batch_size, seed=done.seed))
+    take_settings(done)
     set_epoch(None)
     change.to(done.resolved_mapping, "Opened an earlier training")
 

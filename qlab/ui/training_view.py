@@ -27,6 +27,7 @@ HELP = (
 def draw(model: Model) -> None:
     """The button, and under it what is known: the picture and its tabs, or what to do first."""
     seen = training.look(model)
+    training.note_address(seen.run)
     bar(model, seen)
     if seen.going:
         st.fragment(_alive, run_every=EVERY)(model)

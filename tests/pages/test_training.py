@@ -302,6 +302,24 @@ def test_a_link_opens_the_same_tensor_and_epoch(page, trained) -> None:
     assert any("epoch=1" in code.value for code in at.code)
 
 
+def test_a_page_that_is_loaded_again_finds_its_training(page, open_page, trained) -> None:
+    _, run, _ = trained
+    shown = page()
+    assert shown.query_params["training"] == run.id
+    assert any(f"training={run.id}" in code.value for code in shown.code)
+    at = open_page("training", query={"training": run.id})
+    assert at.session_state[training.SETTINGS] == HOW
+    assert at.session_state["lab.mapping"] == LOW
+    assert at.session_state["lab.model"].source == MODEL
+    assert button(at, "Trained")
+
+
+def test_a_link_to_a_training_that_is_not_here_says_so(open_page) -> None:
+    at = open_page("training", query={"model": MODEL, "training": "nothing"})
+    assert "not in this store" in at.error[0].value
+    assert button(at, "Train")
+
+
 def test_codes_that_flip_are_counted_by_layer(page, trained) -> None:
     at = tab(page(), "Which weights flip?")
     weights = [g for g in trained[2].grids if g.role == "weight"]
