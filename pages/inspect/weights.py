@@ -9,6 +9,8 @@ from qlab.ui import (
     errors,
     frame,
     state,
+    torch_converted,
+    weight_edits,
     weights,
     weights_bytes,
     weights_known,
@@ -66,6 +68,8 @@ def look(shown: weights_source.Shown) -> None:
             "Against float": lambda: weights_tabs.against_float(shown, of),
             "Levels": lambda: weights_tabs.levels(of),
             "Packed bytes": lambda: weights_bytes.draw(shown, of, found),
+            "Edit a number": lambda: weight_edits.draw(shown),
+            "In PyTorch": lambda: torch_converted.draw(shown),
         },
         key="weights_tabs",
     )

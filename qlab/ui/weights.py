@@ -21,11 +21,15 @@ OF, CHANNEL, POSITION, BYTE = "weights.of", "weights.channel", "weights.position
 
 
 def begin(model_hash: str) -> None:
-    """Takes layer, window and run from the link on the first visit; another model starts anew."""
+    """Takes layer, window and run from the link on the first visit; another model starts anew.
+
+    A run that another page has set as origin stays; one that does not fit the model is dropped by `origin`.
+    """
     if st.session_state.get(OF) == model_hash:
         return
     asked = st.query_params if OF not in st.session_state else {}
-    st.session_state.update({OF: model_hash, LAYER: asked.get("layer", ""), ORIGIN: asked.get("trained", CONFIG)})
+    st.session_state.update({OF: model_hash, LAYER: asked.get("layer", "")})
+    st.session_state[ORIGIN] = asked.get("trained") or st.session_state.get(ORIGIN, CONFIG)
     for key, name in ((CHANNEL, "channel"), (POSITION, "position"), (BYTE, "byte")):
         text = asked.get(name, "")
         st.session_state[key] = int(text) if text.isdecimal() else 0

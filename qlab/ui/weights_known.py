@@ -9,7 +9,6 @@ import numpy as np
 import streamlit as st
 
 from qlab.ui.converted import Key
-from qlab.ui.weights_source import Shown
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from qlab.quant.cells import Cells
     from qlab.quant.levels import Levels
     from qlab.quant.tensor import QuantizedTensor
+    from qlab.ui.weights_source import Shown
 
 MOST_CELLS, MOST_ROWS, MOST_COLUMNS = 4_096, 64, 144
 MOST_POINTS = 4_000

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import streamlit as st
 
-from qlab.ui import cache, choose, converted, prepared, state
+from qlab.ui import cache, choose, converted, prepared, state, weight_edits
 from qlab.ui.converted import Key
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def shown() -> Shown | None:
     if found is None:
         return None
     original, key, again = found
-    edits: tuple[Edit, ...] = ()
+    edits = weight_edits.current(key)
     qmodel = _edited(key, _written(edits), edits, again) if edits else original
     return Shown(model, qmodel, key, layer_of(original), original, edits, origin)
 
@@ -107,8 +107,11 @@ def trained_runs(model: Model) -> list[Run]:
     """Finished runs that trained this network, newest first, of the latest experiments."""
     from qlab.lab.store import DONE
 
-    runs = cache.store().list_runs(LATEST, kind="experiment", status=DONE)
-    home = str(cache.store().home)
+    store = cache.store()
+    if not store.list_artifacts(TRAINED, limit=1):
+        return []  # before the first training nothing has to be read
+    home = str(store.home)
+    runs = store.list_runs(LATEST, kind="experiment", status=DONE)
     return [run for run in runs if run.model_hash == model.content_hash and _has_trained(run.id, home)]
 
 

@@ -12,6 +12,8 @@ import torch
 
 from qlab.config import QConfig, QConfigMapping, QuantSpec
 from qlab.conversion import convert
+from qlab.data import load_dataset
+from qlab.edits import Edit
 from qlab.graph.capture import load_model
 from qlab.graph.lower import attribute
 from qlab.lab.run import find_prepared
@@ -38,8 +40,6 @@ W3 = only(bits=3, qscheme="per_channel_affine")
 @pytest.fixture(scope="module")
 def qmodels(prepared_home):
     """The sample as the page converts it."""
-    from qlab.data import load_dataset
-
     store, model = Store(prepared_home), load_model(MODEL)
     found = find_prepared(store, model, load_dataset(MODEL))
     store.close()
@@ -258,7 +258,7 @@ def test_other_networks_show_their_integers(page, model) -> None:
     assert np.array_equal(shown_codes(at), tensor.codes.reshape(len(tensor.codes), -1)[:rows, :columns].numpy())
 
 
-def test_a_trained_model_can_be_looked_at(page, home, qmodels) -> None:
+def test_a_trained_model_can_be_looked_at(page, open_page, home, qmodels) -> None:
     assert "weights_origin" not in {box.key for box in page().selectbox}
     qmodel = qmodels(presets["w4a8"])
     store = Store(home)
@@ -283,6 +283,45 @@ def test_a_trained_model_can_be_looked_at(page, home, qmodels) -> None:
     )
     linked = page(trained=run)
     assert figures(linked)["Bits"] == "4"
+    # Another page may lead here; the run of another network is dropped.
+    led = open_page("weights", query={"model": MODEL}, state={"weights.origin": run})
+    assert figures(led)["Bits"] == "4"
+    other = open_page("weights", query={"model": "outlier_mlp"}, state={"weights.origin": run})
+    assert not other.error
+    assert other.session_state["weights.origin"] == ""
+
+
+def test_what_was_written_by_hand_is_shown_and_framed(open_page, home, qmodels) -> None:
+    store, model = Store(home), load_model(MODEL)
+    calibration = find_prepared(store, model, load_dataset(MODEL)).calibration_artifact
+    store.close()
+    key = (model.content_hash, calibration, json.dumps(presets["w4a8"].to_dict(), sort_keys=True))
+    codes = qmodels(presets["w4a8"]).weights["block1.conv"].codes
+    new = -8 if codes[4, 0, 2, 1] != -8 else 7
+    state = {"lab.mapping": presets["w4a8"], "weights.edits": {key: (Edit("block1.conv", "code", (4, 0, 2, 1), new),)}}
+    at = open_page("weights", query={"model": MODEL}, state=state)
+    assert not at.error
+    expected = codes.clone()
+    expected[4, 0, 2, 1] = new
+    assert np.array_equal(shown_codes(at), expected.reshape(12, 9).numpy())
+    frame = next(trace for trace in charts(at)[0]["data"] if trace.get("name") == "written by hand")
+    assert (array(frame["x"]), array(frame["y"])) == ([7], [4])
+    assert "Framed: written by hand." in texts(at, "caption")
+    assert at.dataframe[0].value["Code"].iloc[4 * 9 + 7] == new
+    open_tab(at, "Against float")
+    assert "clipped or written by hand" in texts(at, "caption")
+    # The shared model has none of it.
+    at.session_state["weights.edits"] = {}
+    assert np.array_equal(shown_codes(at.run()), codes.reshape(12, 9).numpy())
+
+
+def test_every_tab_opens(page) -> None:
+    at = page()
+    for title in ("Table", "Scales", "Against float", "Levels", "Packed bytes", "Edit a number", "In PyTorch"):
+        open_tab(at, title)
+        assert not at.exception
+        assert not at.error
+        assert len(at.get("tab")) == 7
 
 
 def test_the_picture_is_small_enough_to_send(page) -> None:
