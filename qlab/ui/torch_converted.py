@@ -9,7 +9,7 @@ import streamlit as st
 
 from qlab.errors import QLabError
 from qlab.metrics import MINUS, three_digits
-from qlab.ui import errors
+from qlab.ui import errors, weights_source
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,8 +34,11 @@ HOLDS = {
 }  # fmt: skip
 
 
-def draw(shown: Shown) -> None:
-    """Tries a layer with the weight that is shown, or with a small one of its own, in PyTorch and in qlab."""
+def draw() -> None:
+    """Tries a layer with the weight that Weights shows, or with a small one of its own, in PyTorch and in qlab."""
+    shown = weights_source.shown()
+    if shown is None:  # its job is drawn instead
+        return
     weight = weight_of(shown)
     try:
         found = _tried(json.dumps(shown.key) if weight is not None else "", shown.layer, weight)

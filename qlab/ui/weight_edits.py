@@ -49,9 +49,11 @@ def undo_all(key: Key) -> None:
 
 def draw(shown: Shown) -> None:
     """Choose a number, write it, and see what that does."""
-    place = weight_edits_controls.place(shown)
-    value = weight_edits_controls.new_value(shown, place)
-    _write_button(shown, place, value)
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="small", key="edits_controls"):
+        place = weight_edits_controls.place(shown)
+        value = weight_edits_controls.new_value(shown, place)
+        _write_button(shown, place, value)
+    weight_edits_controls.jumps(shown, place)
     weight_edits_controls.now(shown, place, value)
     if not shown.edits:
         st.caption(
@@ -91,7 +93,7 @@ def _list(shown: Shown) -> None:
     ):  # fmt: skip
         for number, (edit, value) in enumerate(zip(shown.edits, was, strict=True)):
             with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
-                st.markdown(told(edit, value), width="content")
+                st.markdown(f"{told(edit, value)}; {meaning(shown, edit, value)}", width="content")
                 st.button(
                     "Undo", key=f"edits_undo_{number}", on_click=undo, args=(shown.key, number), width="content",
                     help="Takes this edit back; the others stay.",
@@ -138,3 +140,21 @@ def told(edit: Edit, was: float) -> str:
     what = "activation " if edit.of == "activation" else ""
     part = edit.part.replace("_", " ")
     return f"{what}{errors.escape(edit.tensor)}, {part}{errors.escape(index)}: **{number(was)} → {number(edit.value)}**"
+
+
+def meaning(shown: Shown, edit: Edit, was: float) -> str:
+    """What the number stood for and stands for: a weight, or how far a grid reaches. By the grid as it is now."""
+    if edit.part == "code":
+        zero_point, scale = weight_edits_controls.grid_of_code(shown, edit.tensor, edit.index)
+        old, new = (number((code - zero_point) * scale) for code in (was, edit.value))
+        return f"stands for {old} → {new}"
+    qmodel = shown.qmodel
+    grid = qmodel.weights[edit.tensor] if edit.of == "weight" else qmodel.activations[edit.tensor]
+    held = {"scale": grid.scale[edit.index].item(), "zero_point": grid.zero_point[edit.index].item()}
+    ends = []
+    for value in (was, edit.value):
+        now = held | {edit.part: value}
+        ends.append(
+            " … ".join(number((end - now["zero_point"]) * now["scale"]) for end in (grid.quant_min, grid.quant_max))
+        )
+    return f"the grid reaches {ends[0]} → {ends[1]}"

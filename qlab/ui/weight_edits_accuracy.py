@@ -35,7 +35,8 @@ def draw(shown: Shown) -> None:
     """The button that measures, how far it is, and what came out."""
     st.markdown("**What this does to the accuracy**")
     edited, plain = experiments(shown)
-    runs = [_of(asked) for asked in (edited, plain)]
+    # What was trained has been measured by the run that trained it.
+    runs = [_of(edited), cache.store().get_run(shown.origin) if shown.origin else _of(plain)]
     if refused := st.session_state.pop(REFUSED, None):
         errors.show(refused)
     going = [run for run in runs if run is not None and not run.ended]
@@ -43,7 +44,8 @@ def draw(shown: Shown) -> None:
     if not done:
         st.button(
             "Measuring" if going else "Measure the accuracy", key="edits_measure", type="primary",
-            disabled=bool(going), on_click=_start, args=((edited, plain),),
+            disabled=bool(going), on_click=_start,
+            args=((edited,) if shown.origin else (edited, plain),),
             help="Runs the model with and without the edits on the whole evaluation data, each in a job of its own; "
             "what was measured before is taken from the store.",
         )  # fmt: skip

@@ -42,22 +42,19 @@ class Place:
 
 
 def place(shown: Shown) -> Place:
-    """Draws the row that chooses a number, and gives it."""
+    """Draws what chooses a number, side by side, and gives it."""
     part = st.session_state.get(PART, "code")
-    with st.container(horizontal=True, vertical_alignment="bottom", gap="small", key="edits_controls"):
-        widgets.kept(
-            st.segmented_control, "What to write", list(PARTS), value=part, store=_keep(PART), key="edits_part",
-            format_func=PARTS.__getitem__, required=True,
-            help="A code changes one weight, a scale or a zero point all weights or activations of its grid.",
-        )  # fmt: skip
-        name = WEIGHT if part == "code" else _tensor(shown)
-        found = _of_weight(shown, part) if name == WEIGHT else Place(name, part, (), "activation", ())
-        if name != WEIGHT and (grid := shown.qmodel.activations[name]).scale.ndim:
-            (channel,) = _numbers([("Channel", grid.scale.shape[0])])
-            found = Place(name, part, (channel,), "activation", (channel,))
-    if found.of == "weight":
-        _jumps(shown, found)
-    return found
+    widgets.kept(
+        st.segmented_control, "What to write", list(PARTS), value=part, store=_keep(PART), key="edits_part",
+        format_func=PARTS.__getitem__, required=True,
+        help="A code changes one weight, a scale or a zero point all weights or activations of its grid.",
+    )  # fmt: skip
+    name = WEIGHT if part == "code" else _tensor(shown)
+    if name == WEIGHT:
+        return _of_weight(shown, part)
+    scale = shown.qmodel.activations[name].scale
+    at = _numbers([("Channel", scale.shape[0])]) if scale.ndim else ()
+    return Place(name, part, at, "activation", at)
 
 
 def _tensor(shown: Shown) -> str:
@@ -94,6 +91,8 @@ def _numbers(sides: list[tuple[str, int]]) -> tuple[int, ...]:
     kept = st.session_state.get(AT, (0, 0))
     at = tuple(min(int(i), size - 1) for i, (_, size) in zip(kept, sides, strict=False))
     for side, (label, size) in enumerate(sides):
+        if size == 1:
+            continue
 
         def store(value: int | None, side: int = side) -> None:
             if value is not None:
@@ -119,19 +118,19 @@ def _keep(key: str) -> Callable[[Any], None]:
 # --- places worth a look ----------------------------------------------------------------------------------------------
 
 
-def _jumps(shown: Shown, found: Place) -> None:
-    """Buttons that go to a number with which something can be seen."""
-    if not found.at:
+def jumps(shown: Shown, found: Place) -> None:
+    """Buttons that go to a number with which something can be seen; none where there is one number alone."""
+    if not found.at or found.of != "weight":
         return
     of = weights_known.known(shown)
-    jumps: dict[str, tuple[str, Callable[[], tuple[int, ...] | None], str]]
+    ways: dict[str, tuple[str, Callable[[], tuple[int, ...] | None], str]]
     if found.part == "code":
-        jumps = {
+        ways = {
             "the largest weight": ("edits_largest", lambda: largest(of), "Goes to the weight farthest from zero."),
             "a zero": ("edits_zero", lambda: next_zero(of, found.at), "Goes to the next code that stands for 0."),
         }
     elif found.part == "scale":
-        jumps = {
+        ways = {
             "the largest scale": ("edits_widest", lambda: _extreme(of, np.argmax), "Goes to the widest grid."),
             "the smallest scale": ("edits_finest", lambda: _extreme(of, np.argmin), "Goes to the finest grid."),
         }
@@ -139,7 +138,7 @@ def _jumps(shown: Shown, found: Place) -> None:
         return
     with st.container(horizontal=True, gap="small", vertical_alignment="center", key="edits_jumps"):
         st.caption("Go to", width="content")
-        for label, (key, find, text) in jumps.items():
+        for label, (key, find, text) in ways.items():
             st.button(label, key=key, on_click=_go, args=(find,), help=text)
     if notice := st.session_state.pop(NOTICE, None):
         st.caption(notice)
@@ -201,7 +200,7 @@ def new_value(shown: Shown, place: Place) -> float | None:
 
     low, high = limits(shown.qmodel, place.tensor, place.part, place.of)
     now = value_now(shown, place)
-    key = f"edits_value_{place.part}_{place.of}_{place.tensor}_{place.index}_{shown.key[0]}"
+    key = f"edits_value_{place.part}_{place.of}_{place.tensor}_{place.index}_{hash(shown.key)}"
     if place.part == "scale":
         return st.number_input(
             "New scale", low, high, value=now, step=now / 10, format="%.6g", key=key, width=220,
@@ -221,11 +220,12 @@ def now(shown: Shown, place: Place, value: float | None) -> None:
     if place.part != "code":
         st.markdown(f"{text}; it holds for {_reach(shown, place)}.")
         return
-    text += f" and stands for **{number(_dequantized(of, place, standing))}**"
+    zero_point, scale = grid_of_code(shown, place.tensor, place.index)
+    text += f" and stands for **{number((standing - zero_point) * scale)}**"
     if of.original is not None:
         text += f" (float {number(float(of.original.detach()[place.index]))})"
     if value is not None and value != standing:
-        text += f"; {number(value)} would stand for **{number(_dequantized(of, place, value))}**"
+        text += f"; {number(value)} would stand for **{number((value - zero_point) * scale)}**"
     st.markdown(f"{text}.")
 
 
@@ -240,12 +240,16 @@ def _words(of: Known, place: Place) -> str:
     return f"{part} of {name} at {at}" + (f" ({of.across.removeprefix('position: ')} {behind[0]})" if behind else "")
 
 
-def _dequantized(of: Known, place: Place, code: float) -> float:
-    from qlab.quant.cells import cells
+def grid_of_code(shown: Shown, layer: str, index: tuple[int, ...]) -> tuple[int, float]:
+    """Zero point and scale of the code at this place, edits included."""
+    from qlab.quant.cells import cells, place_of
 
-    channel, position = place.at
-    found = cells(of.tensor, of.axis, channel, position)
-    return (code - int(found.zero_point)) * float(found.scale)
+    tensor = shown.qmodel.weights[layer]
+    axis = next(point.axis for point in shown.qmodel.placement.weights if point.layer == layer)
+    shape = tuple(tensor.codes.shape)
+    channel, position = place_of(shape, axis, np.ravel_multi_index(index, shape))
+    found = cells(tensor, axis, channel, position)
+    return int(found.zero_point), float(found.scale)
 
 
 def _reach(shown: Shown, place: Place) -> str:

@@ -90,15 +90,19 @@ def sentence(found: EditEffect) -> str:
         )  # fmt: skip
         text = f"Not one of the {found.values:,} numbers of {tensor} changes: they do not use what was written{grid}."
     else:
-        named = ", ".join(f"{channel:,}" for channel in found.changed_channels[:MOST_NAMED])
-        more = len(found.changed_channels) - MOST_NAMED
-        channels = f"channel{'s' if len(found.changed_channels) > 1 else ''} {named}"
-        channels += f" and {more:,} more" if more > 0 else ""
-        text = f"{found.changed:,} of the {found.values:,} numbers of {tensor} change, in {channels}."
+        text = f"{found.changed:,} of the {found.values:,} numbers of {tensor} change, {_channels(found)}."
     if found.answered:
         return f"{text} Of {found.predicted:,} predictions **{found.answered:,}** become another class."
     moved = f", though the output moves by up to {three_digits(found.output)}" if found.output else ""
     return f"{text} None of {found.predicted:,} predictions becomes another class{moved}."
+
+
+def _channels(found: EditEffect) -> str:
+    """Which channels change: all of them by number, or those that change most."""
+    changed = [int(channel) for channel in found.changed_channels]
+    if len(changed) > MOST_NAMED:
+        return f"in {len(changed):,} channels, most in {', '.join(f'{c:,}' for c in changed[:MOST_NAMED])}"
+    return f"in channel{'s' * (len(changed) > 1)} {', '.join(f'{c:,}' for c in sorted(changed))}"
 
 
 def _in_steps(found: EditEffect) -> str:

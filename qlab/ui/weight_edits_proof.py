@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from qlab.ui.weights_source import Shown
 
 READ = "edits.read"  # the stamps whose files are to be written and read back
-MARKS = {True: ":material/check_circle:", False: ":material/cancel:"}
 FOUND, LOST = "✓", "✗"
 BUFFERS = {"code": "codes", "scale": "scale", "zero_point": "zero_point"}
 MOST_OTHERS = 4
@@ -102,6 +101,10 @@ def in_files(edit: Edit, found: ReadBack) -> list[str]:
         f"`qlab.load_quantized`: **{number(found.saved)}**"
     ]
     one = found.held
+    if not found.onnx:
+        same = found.was == held(edit)
+        lines.append(f"{_mark(same)} the file of the integer session is equal to that without this edit")
+        return lines
     if one is None:
         lines.append(f"{_mark(False)} in the file of the integer session it was not found as a number of its own")
     else:
