@@ -107,7 +107,7 @@ def match(file: QuantizedFile, model: Model, qmodel: QuantizedModel | None = Non
     layer_of = {row.file.reader: row.layer for row in weights if row.file is not None and row.file.reader}
     told = any(row.file is not None and not row.doubtful for row in weights)
     # names alone, such as x or fc, say nothing where not one weight is that of this network
-    activations = _activations(file, model, qmodel, layer_of) if told or not file.of("weight") else ()
+    activations = _activations(file, model, qmodel, layer_of, weights) if told or not file.of("weight") else ()
     biases = tuple((t, layer_of[t.reader]) for t in file.of("bias") if t.reader in layer_of)
     taken = {id(row.file) for row in weights} | {id(row.file) for row in activations}
     unmatched = tuple(t for t in file.tensors if t.role != "bias" and id(t) not in taken)
@@ -257,14 +257,20 @@ def _spread(values: torch.Tensor, ours: QuantizedTensor) -> NDArray[Any]:
 
 
 def _activations(
-    file: QuantizedFile, model: Model, qmodel: QuantizedModel | None, layer_of: dict[str, str]
-) -> tuple[ActivationRow, ...]:
-    """By the layer that gives it where that is known from its weight, else by name; each tensor of ours once."""
+    file: QuantizedFile, model: Model, qmodel: QuantizedModel | None, layer_of: dict[str, str],
+    weights: Sequence[WeightRow],
+) -> tuple[ActivationRow, ...]:  # fmt: skip
+    """By the layer that gives it where that is known from its weight, else by name; each tensor of ours once.
+
+    A constant that no layer has as its weight (a table of positions, say) lies on the grid of an activation with us.
+    """
     grids = {} if qmodel is None else {p.tensor: qmodel.activations[k].qparams for k, p in qmodel.points.items()}
     ends = {} if qmodel is None else qmodel.outputs
     names = Names((name, name) for name in (*model.names.values(), *grids))
     rows: dict[str, ActivationRow] = {}
-    for tensor in file.of("activation"):
+    taken = {id(row.file) for row in weights}
+    constants = [t for t in file.of("weight") if id(t) not in taken and names.find(t.aliases) in grids]
+    for tensor in (*file.of("activation"), *constants):
         layer, how = layer_of.get(tensor.maker), "layer"
         if layer is None:
             layer, how = names.find(tensor.aliases), "name"

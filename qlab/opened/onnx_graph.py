@@ -77,6 +77,16 @@ class OnnxGraph:
             name = node.input[0]
         return None
 
+    def origin(self, name: str) -> str | None:
+        """The tensor that is moved into this one; None where it is computed in another way."""
+        moved = name
+        for _ in range(MAX_STEPS):
+            node = self.maker(moved)
+            if node is None or node.op_type not in MOVED or node.op_type == "Cast" or not node.input:
+                break
+            moved = node.input[0]
+        return moved if moved != name else None
+
     def maker(self, name: str) -> onnx.NodeProto | None:
         return self.nodes[self.made_by[name]] if name in self.made_by else None
 

@@ -118,6 +118,21 @@ class Found:
         draft.reader = reader if draft.reader is None else draft.reader
         draft.maker = maker if draft.maker is None else draft.maker
 
+    def moved(self, origin: str | None, grid: Grid, aliases: tuple[str, ...], reader: int | None) -> bool:
+        """Whether these are the codes of an activation that is known, only in another shape or order; then it gets
+        these names too."""
+        draft = self._drafts.get(("activation", origin))
+        if draft is None or grid.scale.size != 1 or draft.fields["scale"].size != 1:
+            return False
+        first, own = (
+            0 if p is None or p.size != 1 else int(p.flat[0]) for p in (draft.fields["zero_point"], grid.zero_point)
+        )
+        if float(draft.fields["scale"].flat[0]) != float(grid.scale.flat[0]) or first != own:
+            return False
+        draft.aliases += aliases
+        draft.reader = reader if draft.reader is None else draft.reader
+        return True
+
     def tensors(self) -> tuple[FileTensor, ...]:
         """Raises BadUpload where scales and codes do not fit each other."""
         return tuple(self._made(draft) for draft in sorted(self._drafts.values(), key=_place))

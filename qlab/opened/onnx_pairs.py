@@ -46,6 +46,8 @@ def _dequantized(found: Found, number: int, node: onnx.NodeProto) -> None:
     if grid is None:
         return
     reader, position = next(graph.users(node.output[0]), (None, -1))
+    if codes is None and found.moved(graph.origin(given), grid, (given, node.output[0], node.name), reader):
+        return
     if codes is None:
         maker = graph.unit(given)
         found.activation(

@@ -63,7 +63,8 @@ def _flat(tensor: onnx.TensorProto, kind: int, count: int, packed_bits: int, whe
         values = _typed(tensor, kind)
         if len(values) != due:
             _misfit(where, tensor, due, len(values), "values")
-        wide: NDArray[Any] = np.array(values, np.float64 if kind in (_T.FLOAT, _T.DOUBLE) else np.int64)
+        with np.errstate(invalid="ignore"):  # a float that is no number stays none
+            wide: NDArray[Any] = np.array(values, np.float64 if kind in (_T.FLOAT, _T.DOUBLE) else np.int64)
         if kind in (_T.FLOAT16, _T.BFLOAT16):  # the bits of each, as a whole number
             row = (wide & 0xFFFF).astype("<u2")
             row = row.view("<f2") if kind == _T.FLOAT16 else row

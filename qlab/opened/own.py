@@ -33,7 +33,7 @@ def read_own(data: bytes, name: str) -> QuantizedFile:
 def _ops(qmodel: QuantizedModel) -> tuple[OpCount, ...]:
     """Weight-only ops hold integers and compute in float."""
     counts = Counter(row.op for row in qmodel.ledger)
-    integer = Counter(row.op for row in qmodel.ledger if row.quantized and row.mode in ("static", "dynamic"))
+    integer = Counter(row.op for row in qmodel.ledger if row.quantized and row.mode != "weight_only")
     return tuple(OpCount(op, n, integer[op]) for op, n in counts.items())
 
 

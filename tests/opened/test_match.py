@@ -210,3 +210,16 @@ def test_gates_are_put_in_the_order_of_torch():
 def test_names_as_other_writers_spell_them(alias, found):
     names = Names([("fc1.weight", "one"), ("both", "one"), ("both", "two")])
     assert names.find([alias]) == found
+
+
+def test_a_table_of_positions_lies_on_the_grid_of_an_activation():
+    name = "transformer_text"
+    qmodel = ours(name, "x86")
+    found = matched(quantized_onnx(qmodel).proto.SerializeToString(), name)
+    (position,) = [row for row in found.activations if row.file.role == "weight"]
+    assert position.tensor == "position"
+    assert position.scale_ratio == 1
+    assert all(row.same_codes == 1 for row in found.weights)
+    assert not [t for t in found.unmatched if t.role == "weight"]
+    # codes that are only reshaped between two ops are one tensor
+    assert not [t.name for t in found.unmatched if t.name.endswith("/rows")]
