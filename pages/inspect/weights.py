@@ -1,6 +1,7 @@
 """Weights: the integers of a quantized layer, their scales, their error and how they are packed into bytes."""
 
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 from qlab.ui import (
     cache,
@@ -48,17 +49,20 @@ def bench() -> None:
         distributions.one_thread()
         model = cache.model(state.model_ref())
         weights.begin(model.content_hash)
-        weights.origin(model)
+        row = st.container(horizontal=True, vertical_alignment="bottom", gap="small", key="weights_controls")
+        with row:
+            weights.origin(model)
         shown = weights_source.shown()
         if shown is not None and not shown.layer:
             weights.nothing(shown)
         elif shown is not None:
-            look(shown)
+            look(shown, row)
 
 
-def look(shown: weights_source.Shown) -> None:
+def look(shown: weights_source.Shown, row: DeltaGenerator) -> None:
     of = weights_known.known(shown)
-    found = weights.controls(shown, of)
+    with row:
+        found = weights.controls(shown, of)
     weights.picture(shown, of, found)
     weights.figures(shown, of)
     widgets.tabs(
@@ -69,7 +73,7 @@ def look(shown: weights_source.Shown) -> None:
             "Levels": lambda: weights_tabs.levels(of),
             "Packed bytes": lambda: weights_bytes.draw(shown, of, found),
             "Edit a number": lambda: weight_edits.draw(shown),
-            "In PyTorch": lambda: torch_converted.draw(shown),
+            "In PyTorch": torch_converted.draw,
         },
         key="weights_tabs",
     )

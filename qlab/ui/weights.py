@@ -66,15 +66,15 @@ def origin(model: Model) -> None:
 
 
 def controls(shown: Shown, of: Known) -> Cells:
-    """Layer and window in one row; gives the numbers in the window."""
+    """Layer and window; gives the numbers in the window."""
     rows, columns = of.window
-    with st.container(horizontal=True, vertical_alignment="bottom", gap="small", key="weights_controls"):
-        widgets.kept(
-            st.selectbox, "Layer", list(shown.qmodel.weights), value=shown.layer, store=_set_layer,
-            key="weights_layer", width=300, help="Shows another weight; those held as integers are listed.",
-        )  # fmt: skip
-        channel = _start("First channel", CHANNEL, of.channels, rows)
-        position = _start("First position", POSITION, of.positions, columns)
+    st.session_state[LAYER] = shown.layer  # a link names it, also where nobody chose one
+    widgets.kept(
+        st.selectbox, "Layer", list(shown.qmodel.weights), value=shown.layer, store=_set_layer, key="weights_layer",
+        width=300, help="Shows another weight; those held as integers are listed.",
+    )  # fmt: skip
+    channel = _start("First channel", CHANNEL, of.channels, rows)
+    position = _start("First position", POSITION, of.positions, columns)
     return weights_known.cells_at(of, channel, position)
 
 

@@ -94,6 +94,7 @@ def test_a_first_visit_shows_all_integers_of_a_layer_and_its_figures(page, qmode
     assert shown["SQNR of the weight"] == write("sqnr", sqnr(original(qmodel, layer), tensor.dequantize()))
     assert "All 108 integers" in texts(at, "caption")
     assert not at.number_input
+    assert "layer=block1.conv" in "".join(code.value for code in at.run().code)
 
 
 def test_a_large_weight_is_shown_in_parts_and_says_which(page, qmodels) -> None:
