@@ -229,11 +229,10 @@ def _moments(made: go.Figure, history: History, colours: Palette) -> None:
         )  # fmt: skip
 
 
-def through(made: go.Figure, at: float, colour: str, dash: str, layer: str = "between") -> None:
-    """An upright line through every panel, over the lines of the axes and under what is drawn; what is written between
-    two panels stays free."""
+def through(made: go.Figure, at: float, colour: str, dash: str) -> None:
+    """An upright line through every panel; what is written between two panels stays free."""
     for axis in sorted({trace.yaxis or "y" for trace in made.data}):
         made.add_shape(
-            type="line", x0=at, x1=at, y0=0, y1=1, yref=f"{axis} domain", layer=layer,
+            type="line", x0=at, x1=at, y0=0, y1=1, yref=f"{axis} domain", layer="above",
             line={"color": colour, "width": 1.5, "dash": dash},
         )  # fmt: skip

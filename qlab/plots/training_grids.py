@@ -251,7 +251,7 @@ def _frozen_line(made: go.Figure, history: History, colours: Palette) -> None:
     since = frozen_at(history)
     if since is None:
         return
-    through(made, since, colours.range, "dash", layer="above")
+    through(made, since, colours.range, "dash")
     right = since > 0.8 * end_of(history)
     made.add_annotation(
         x=since, y=1, yref="paper", yanchor="bottom", text="ranges frozen", showarrow=False,

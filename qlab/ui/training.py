@@ -116,10 +116,10 @@ def take_settings(done: Experiment) -> None:
 
 def share_params() -> dict[str, str | None]:
     """What a link needs to show the same."""
-    epoch = st.session_state.get(EPOCH)
+    epoch, run = st.session_state.get(EPOCH), newest()
     return {
         "tensor": state.tensor(), "epoch": None if epoch is None else str(epoch),
-        ADDRESS: st.query_params.get(ADDRESS),
+        ADDRESS: None if run is None else run.id,
     }  # fmt: skip
 
 
@@ -181,15 +181,20 @@ def look(model: Model) -> Seen:
     """What is known of the current settings; computes nothing."""
     from qlab.lab import trained
 
-    wanted = experiment()
-    found = _runs(wanted)
-    run = next((r for r in found if not r.ended), None) or next((r for r in found if r.status == "done"), None)
-    run = run or next(iter(found), None)
+    wanted, run = experiment(), newest()
     before = next((r for r in _runs(untrained()) if r.status == "done"), None)
     if run is not None and run.status == "done":
         return Seen(run, _history(run.id, str(cache.store().home)), before)
     data = cache.dataset(state.data_ref())
     return Seen(run, trained.live(cache.store(), model, data, wanted), before)
+
+
+def newest() -> Run | None:
+    """The newest run of exactly the current settings; an open one or a finished one goes first."""
+    found = _runs(experiment())
+    going = (run for run in found if not run.ended)
+    done = (run for run in found if run.status == "done")
+    return next(going, None) or next(done, None) or next(iter(found), None)
 
 
 def _runs(wanted: Experiment) -> list[Run]:

@@ -70,7 +70,8 @@ def bar(model: Model, seen: Seen) -> None:
                 "working. It may be stopped at any time and goes on from its last epoch.",
             )  # fmt: skip
             st.caption(_expected(model, seen))
-        with st.container():
+        # A width of its own, so that in a narrow window it moves under the button instead of being squeezed.
+        with st.container(width=560):
             _state(seen)
 
 
@@ -104,6 +105,8 @@ def _state(seen: Seen) -> None:
         jobs.watch(run.id, key="train_progress")
     elif run is not None and run.status == "failed":
         errors.failure(run.error or "The training ended without a result.", run.detail)
+        if seen.reached:
+            st.caption(f"What was found up to epoch {seen.reached} stands below, and training can go on from there.")
     elif run is not None and run.status == "cancelled":
         st.info(
             f"The training was stopped after epoch {seen.reached}; what it found until then stands below."
