@@ -213,10 +213,8 @@ def against_float(shown: Shown, of: Known) -> None:
 def _what_is_seen(shown: Shown, of: Known, count: int) -> str:
     every = of.tensor.codes.numel()
     part = f"All {every:,} weights." if count == every else f"{count:,} of {every:,} weights, at even distances."
-    if shown.qmodel.trained:
-        return f"{part} Training has moved the weights, so most lie far from the float ones it began with."
-    why = "clipped" + " or written by hand" * bool(shown.edits)
-    return f"{part} Rounding moves a weight by half a step at most; what lies further off was {why}."
+    why = ["moved by training"] * shown.qmodel.trained + ["clipped"] + ["written by hand"] * bool(shown.edits)
+    return f"{part} Rounding moves a weight by half a step at most; what lies further off was {' or '.join(why)}."
 
 
 # --- levels -----------------------------------------------------------------------------------------------------------
