@@ -33,6 +33,7 @@ def share_params() -> dict[str, str | None]:
 def choose() -> str:
     """Which file is shown: an example or one that was uploaded; and the place where one is uploaded."""
     from qlab.opened.read import MAX_FILE
+    from qlab.readers.common import size_text
 
     kept = files_known.uploads()
     names = Counter(artifact.original_name for artifact in kept)
@@ -62,7 +63,7 @@ def choose() -> str:
             )  # fmt: skip
             st.caption(
                 "ONNX with QuantizeLinear and DequantizeLinear or with operators on integers, TFLite, or a model that "
-                f"this lab saved, up to {byte_size(MAX_FILE)}. Weights of an ONNX file must lie in the file itself."
+                f"this lab saved, up to {size_text(MAX_FILE)}. Weights of an ONNX file must lie in the file itself."
             )
     return source
 
