@@ -53,7 +53,7 @@ def draw() -> None:
     )
     st.markdown(
         f"A `torch.nn.{found.layer}` {which} was quantized just now by `torch.ao.quantization` of torch "
-        f"{found.version} (engine {found.engine}). Each block is the code that ran; beside it stands what came out."
+        f"{found.version} (engine {found.engine}). Each block is the code that ran; under it stands what came out."
     )
     st.subheader("What does the converted module hold?", anchor=False)
     _pair(found.code, holds(found))
@@ -99,9 +99,9 @@ def _tried(key: str, layer: str, _weight: Tensor | None) -> TorchConverted:
 
 
 def _pair(code: str, words: str) -> None:
-    left, right = st.columns([3, 2], gap="medium")
-    left.code(code, language="python", wrap_lines=True)
-    right.markdown(words)
+    """What ran, and under it what came out."""
+    st.code(code, language="python", wrap_lines=True)
+    st.markdown(words)
 
 
 def _stored(stored: tuple[Stored, ...]) -> None:
@@ -128,19 +128,28 @@ def _summary(found: TorchConverted) -> None:
         pd.DataFrame(
             {
                 "Way": [*(TITLES[one.name] for one in found.attempts), "qlab: writing to codes"],
-                "Reaches the module": [one.works for one in attempts],
+                "Reaches it": [one.works for one in attempts],
                 "Written": [one.written for one in attempts],
-                "Of them in the module": [one.held for one in attempts],
+                "In the module": [one.held for one in attempts],
                 "State dict": ["changed" if one.stored else "the same" for one in attempts],
                 "Output": [one.output for one in attempts],
             }
         ).astype({"Written": "Int64"}),
         key="torch_ways", hide_index=True, width="stretch",
         column_config={
-            "Reaches the module": st.column_config.CheckboxColumn(help="Integers and state dict of it changed."),
-            "Written": number(help="Numbers that differ in the tensor that was written to; empty where it raised."),
-            "Of them in the module": number(help="Integers of the weight that differ when the module is asked anew."),
-            "Output": number("Output changed by", format="%.4g", help="Largest difference on the same inputs."),
+            "Reaches it": st.column_config.CheckboxColumn(
+                width="small", help="Whether integers and state dict of the module changed."
+            ),
+            "Written": number(
+                width="small", help="Numbers that differ in the tensor that was written to; empty where it raised."
+            ),
+            "In the module": number(
+                width="small", help="Integers of the weight that differ when the module is asked for them anew."
+            ),
+            "State dict": st.column_config.TextColumn(width="small"),
+            "Output": number(
+                "Output moves by", width="small", format="%.4g", help="Largest difference on the same inputs."
+            ),
         },
     )  # fmt: skip
 
