@@ -100,7 +100,7 @@ def _measured(made: go.Figure, history: History, colours: Palette) -> None:
         hovertemplate="%{text}<extra></extra>",
     )  # fmt: skip
     chosen = [(e, value) for e, value in shown if e.epoch == history.best]
-    if chosen and history.epochs[-1].epoch:
+    if chosen and _has_choice(history):
         made.add_scatter(
             x=[chosen[0][0].epoch], y=[100 * chosen[0][1]], mode="markers", name=_chosen_name(history),
             marker={"symbol": "star", "size": 17, "color": colours.quantized,
@@ -117,9 +117,13 @@ def _measured(made: go.Figure, history: History, colours: Palette) -> None:
     )  # fmt: skip
 
 
+def _has_choice(history: History) -> bool:
+    """Whether an epoch is the result, or the best so far: while nothing is held out, the newest is neither."""
+    return bool(history.finished or (history.samples[1] and history.epochs[-1].epoch))
+
+
 def _chosen_name(history: History) -> str:
-    words = "result" if history.finished else "best so far" if history.samples[1] else "so far"
-    return f"{words}: epoch {history.best}"
+    return f"{'result' if history.finished else 'best so far'}: epoch {history.best}"
 
 
 def _level(
@@ -213,7 +217,7 @@ def thinned(
 def _moments(made: go.Figure, history: History, colours: Palette) -> None:
     """The chosen epoch and the moment the ranges froze, through both panels."""
     marks: list[tuple[float, str, str, str]] = []
-    if history.epochs[-1].epoch:
+    if _has_choice(history):
         marks.append((float(history.best), _chosen_name(history), colours.quantized, "dot"))
     if (froze := frozen_at(history)) is not None:
         marks.append((froze, "ranges frozen", colours.range, "dash"))

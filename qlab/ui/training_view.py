@@ -61,7 +61,7 @@ def bar(model: Model, seen: Seen) -> None:
     """Train beside what is known of the job: how far it is, how long it will take, or how it ended."""
     if problem := st.session_state.pop(training.PROBLEM, None):
         errors.show(problem)
-    with st.container(horizontal=True, gap="large", vertical_alignment="center", border=True, key="train_job"):
+    with st.container(horizontal=True, gap="medium", vertical_alignment="center", border=True, key="train_job"):
         with st.container(width=210, gap="xsmall"):
             st.button(
                 label(seen), key="train_start", type="primary", width="stretch", on_click=training.start,

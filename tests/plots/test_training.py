@@ -125,6 +125,13 @@ def test_before_the_first_step_nothing_is_marked_as_best():
     assert list(named(made, "accuracy").x) == [0]
 
 
+def test_while_nothing_is_held_out_the_newest_epoch_is_not_called_the_best():
+    going = replace(history(), samples=(100, 0))
+    assert not [t for t in curves(going, False).data if "epoch 1" in t.name]
+    done = curves(replace(going, finished=True), False)
+    assert named(done, "result: epoch 1").x[0] == 1
+
+
 def test_many_steps_become_means_of_neighbours():
     x, y, each = thinned(np.arange(10.0), np.arange(10.0) ** 2, most=4)
     assert each == 3
