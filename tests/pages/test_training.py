@@ -378,6 +378,29 @@ def test_the_trained_model_can_be_taken_along_and_compared(page, trained) -> Non
     assert not at.exception
 
 
+def test_the_trained_weights_are_opened_on_their_page(page, trained) -> None:
+    at = tab(page(), "Take it with you")
+    button(at, "Look at its weights").click().run()
+    assert at.session_state[training.WEIGHTS_ORIGIN] == trained[1].id
+    assert not at.exception
+    assert not at.error
+
+
+def test_without_labels_agreement_is_what_counts(page, trained, monkeypatch) -> None:
+    history = trained[2]
+    bare = {"accuracy": None, "accuracy_low": None, "accuracy_high": None}
+    epochs = [replace(e, **bare) for e in history.epochs]
+    unlabelled = replace(history, float_accuracy=None, epochs=epochs)
+    monkeypatch.setattr(training, "_history", lambda run_id, home: unlabelled)
+    at = page()
+    shown = figures(at)
+    assert "Float" not in shown
+    assert shown["PTQ"] == write("agreement", epochs[0].agreement)
+    assert shown["After training"] == write("agreement", epochs[history.best].agreement)
+    line = next(t for t in charts(at)[0]["data"] if t["name"] == "agreement with float, simulated")
+    assert array(line["y"]) == pytest.approx([100 * e.agreement for e in epochs])
+
+
 # --- in words ---------------------------------------------------------------------------------------------------------
 
 
