@@ -248,6 +248,9 @@ def test_zero_points_of_a_dynamic_lstm():
     apply_edits(qmodel, [Edit("lstm.weight_hh_l0", "zero_point", (9,), 11)])
     with pytest.raises(UnsupportedModel, match="zero points from 0 to 11"):
         qmodel.integer_session(ONE)
+    found = read_back(qmodel, Edit("lstm.weight_hh_l0", "zero_point", (9,), 11), 0)
+    assert (found.saved, found.held, found.onnx) == (11, None, ())
+    assert "zero points from 0 to 11" in found.refused
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import onnx
 from numpy.typing import NDArray
 
 from qlab.edits import Edit, apply_edits, buffer_of
-from qlab.errors import InvalidConfig
+from qlab.errors import InvalidConfig, UnsupportedModel
 from qlab.export.assemble import assemble
 from qlab.export.quantized_file import quantized_bytes
 from qlab.export.quantized_load import load_quantized
@@ -55,7 +55,8 @@ class ReadBack:
 
     saved: in the .safetensors file, as `load_quantized` reads it; bytes: size of that file. onnx: the constants of the
     integer session's file that differ from a file in which this number alone has the value `was`. held: the one of them
-    that is the number itself, None where none is. moved: what the file adds to it, 0 or 128.
+    that is the number itself, None where none is. moved: what the file adds to it, 0 or 128. refused: why there is no
+    such file, None where there is one.
     """
 
     edit: Edit
@@ -65,6 +66,7 @@ class ReadBack:
     onnx: tuple[Difference, ...]
     held: Difference | None
     moved: int
+    refused: str | None = None
 
 
 def state_key(qmodel: QuantizedModel, edit: Edit) -> str:
@@ -79,15 +81,18 @@ def state_key(qmodel: QuantizedModel, edit: Edit) -> str:
 def read_back(qmodel: QuantizedModel, edit: Edit, was: float) -> ReadBack:
     """Write both files in memory and read this number from them. qmodel is not changed.
 
-    was: what the number was before the edit. The first call for a network exports it, which takes seconds. Raises
-    UnsupportedModel for a network without an ONNX form, and what saving raises.
+    was: what the number was before the edit. The first call for a network exports it, which takes seconds. Raises what
+    saving raises.
     """
     data = quantized_bytes(qmodel)
     loaded = load_quantized(data)
     saved = buffer_of(loaded, edit.tensor, edit.part, edit.of)[edit.index].item()
     apply_edits(loaded, [Edit(edit.tensor, edit.part, edit.index, was, edit.of)])
-    exported = template(qmodel.model)  # of both: they are one network, and exporting takes seconds
-    before, after = (assemble(exported, one).proto.SerializeToString() for one in (loaded, qmodel))
+    try:
+        exported = template(qmodel.model)  # of both: they are one network, and exporting takes seconds
+        before, after = (assemble(exported, one).proto.SerializeToString() for one in (loaded, qmodel))
+    except UnsupportedModel as error:
+        return ReadBack(edit, was, saved, len(data), (), None, 0, str(error))
     found = tuple(differences(before, after))
     held, moved = _held(found, edit)
     return ReadBack(edit, was, saved, len(data), found, held, moved)

@@ -129,8 +129,8 @@ def _check_dynamic(one: _Layer, spec: Any, quantized: list[list[QuantizedTensor 
         if bool((points != points[0]).any()):
             raise UnsupportedModel(
                 f"layer {one.layer!r} has weights with zero points from {int(points.min())} to {int(points.max())}; "
-                "ONNX Runtime's dynamic LSTM takes one for all channels: choose a symmetric or a per_tensor scheme, or "
-                "mode weight_only."
+                "ONNX Runtime's dynamic LSTM takes one for all channels: choose a symmetric or a per_tensor scheme, "
+                "mode weight_only, or write one zero point into all of them."
             )
 
 

@@ -129,10 +129,10 @@ def _summary(found: TorchConverted) -> None:
             {
                 "Way": [*(TITLES[one.name] for one in found.attempts), "qlab: writing to codes"],
                 "Reaches it": [one.works for one in attempts],
-                "Written": [one.written for one in attempts],
+                "Output": [one.output for one in attempts],
                 "In the module": [one.held for one in attempts],
                 "State dict": ["changed" if one.stored else "the same" for one in attempts],
-                "Output": [one.output for one in attempts],
+                "Written": [one.written for one in attempts],
             }
         ).astype({"Written": "Int64"}),
         key="torch_ways", hide_index=True, width="stretch",

@@ -92,7 +92,8 @@ def sentence(found: EditEffect) -> str:
     else:
         text = f"{found.changed:,} of the {found.values:,} numbers of {tensor} change, {_channels(found)}."
     if found.answered:
-        return f"{text} Of {found.predicted:,} predictions **{found.answered:,}** become another class."
+        become = "becomes" if found.answered == 1 else "become"
+        return f"{text} Of {found.predicted:,} predictions **{found.answered:,}** {become} another class."
     moved = f", though the output moves by up to {three_digits(found.output)}" if found.output else ""
     return f"{text} None of {found.predicted:,} predictions becomes another class{moved}."
 

@@ -101,6 +101,9 @@ def in_files(edit: Edit, found: ReadBack) -> list[str]:
         f"`qlab.load_quantized`: **{number(found.saved)}**"
     ]
     one = found.held
+    if found.refused is not None:
+        lines.append(f"{_mark(False)} there is no file for an integer session: {errors.escape(found.refused)}")
+        return lines
     if not found.onnx:
         same = found.was == held(edit)
         lines.append(f"{_mark(same)} the file of the integer session is equal to that without this edit")

@@ -221,6 +221,8 @@ def test_what_is_not_there_is_told(known) -> None:
     assert [line[:9] for line in weight_edits_proof.in_files(edit, found)[:2]] == [":green[✓]"] * 2
     lost = weight_edits_proof.in_files(claimed, replace(found, held=None))
     assert [line[:9] for line in lost[:2]] == [":orange[✗"] * 2
+    refused = weight_edits_proof.in_files(edit, replace(found, held=None, onnx=(), refused="no such kernel"))
+    assert refused[1] == ":orange[✗ not there:] there is no file for an integer session: no such kernel"
     assert weight_edits_proof.others(shown).startswith(":green[✓] nothing else")
     stray = weight_edits_proof.others(replace(shown, edits=()))
     assert stray.startswith(":orange[✗")
