@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -23,10 +24,12 @@ if TYPE_CHECKING:
 
 FEW_CHANNELS = 6  # that get a line each
 FEW_LAYERS = 5
+UPPER, LOWER = (0.53, 1.0), (0.0, 0.44)  # parts of the height that range and step take
+FEWEST_BINS = 60
 MOST_LAYERS = 40
 MOST_CODES = 64  # that are marked one by one
 MIDDLE = 0.125  # of a step, on either side of the middle between two grid points
-ROUND = "a weight that is spread evenly has a quarter there"
+EVEN = "spread evenly, a quarter of them would"
 
 
 # ---- range and step --------------------------------------------------------------------------------------------------
@@ -49,9 +52,9 @@ def grid_moves(history: History, grid: GridTrace, dark: bool) -> go.Figure:
         zeroline=False, **whole_ticks(last),
     )  # fmt: skip
     made.update_layout(
-        yaxis={"domain": [0.5, 1], "title": {"text": "range (value)"}, "anchor": "x", "nticks": 6},
+        yaxis={"domain": list(UPPER), "title": {"text": "range (value)"}, "anchor": "x", "nticks": 6},
         yaxis2={
-            "domain": [0, 0.42], "title": {"text": "step size (value)"}, "anchor": "x", "nticks": 5,
+            "domain": list(LOWER), "title": {"text": "step size (value)"}, "anchor": "x", "nticks": 5,
             "exponentformat": "power", "zeroline": False,
         },
         margin={"t": 34, "b": 8, "l": 8, "r": 12},
@@ -114,8 +117,8 @@ def _frozen(made: go.Figure, since: float | None, last: float, colours: Palette)
     words = "stood still from the start" if since == 0 else "frozen"
     left = since <= 0.8 * last
     made.add_annotation(
-        x=since, y=1, yref="paper", yanchor="bottom", text=words, showarrow=False, xanchor="left" if left else "right",
-        font={"color": colours.muted, "size": 12},
+        x=since, y=(UPPER[0] + LOWER[1]) / 2, yref="paper", yanchor="middle", text=words, showarrow=False,
+        xanchor="left" if left else "right", xshift=5 if left else -5, font={"color": colours.muted, "size": 12},
     )  # fmt: skip
 
 
@@ -138,10 +141,10 @@ def weights_on_grid(grid: GridTrace, row: int, dark: bool, label: str = "") -> g
         shown.append((0, "before training", "float", 0.0, 1.6))
     top = 0.0
     for which, name, colour, fill, width in shown:
-        counts = grid.histogram[which].astype(np.float64)
+        edges, counts = coarser(grid, which)
         share = 100 * counts / max(counts.sum(), 1)
         top = max(top, float(share.max()))
-        x, y = steps(Bins(grid.edges, share), share)
+        x, y = steps(Bins(edges, share), share)
         made.add_scatter(
             x=x, y=y, mode="lines", name=name, line={"shape": "hv", "width": width, "color": getattr(colours, colour)},
             fill="tozeroy" if fill else None, fillcolor=colours.wash(colour, fill) if fill else None,
@@ -163,6 +166,17 @@ def weights_on_grid(grid: GridTrace, row: int, dark: bool, label: str = "") -> g
     )
     made.update_layout(margin={"t": 34, "b": 8, "l": 8, "r": 12})
     return made
+
+
+def coarser(grid: GridTrace, row: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Edges and counts of a histogram, in bins no finer than its number of weights bears; each a part of one step."""
+    counts = grid.histogram[row].astype(np.float64)
+    spans = grid.quant_max - grid.quant_min + 2
+    each = len(counts) // spans  # bins in a step
+    most = max(FEWEST_BINS, 4 * math.sqrt(counts.sum()))
+    fits = [n for n in range(1, each + 1) if each % n == 0 and spans * n <= most]
+    merged = each // max(fits, default=1)
+    return grid.edges[::merged], counts.reshape(-1, merged).sum(axis=1)
 
 
 def _middles(made: go.Figure, grid: GridTrace, colours: Palette) -> None:
@@ -212,7 +226,7 @@ def _flip_lines(history: History, grids: Sequence[GridTrace], dark: bool) -> go.
             hovertemplate="%{x:.2f} epochs: %{y:.3g} % of the codes<extra>" + name + "</extra>",
         )  # fmt: skip
     _epochs_axis(made, history)
-    _frozen_line(made, history, palette(dark))
+    _frozen_line(made, history, palette(dark), above=False)
     made.update_yaxes(title_text="codes that changed since the record before (%)", rangemode="tozero", nticks=6)
     made.update_layout(margin={"t": 40, "b": 8, "l": 8, "r": 12})
     return made
@@ -237,7 +251,7 @@ def _flip_rows(history: History, grids: Sequence[GridTrace], dark: bool) -> go.F
         title_text=f"left out: {left} with fewer changes" if left else None,
     )  # fmt: skip
     _epochs_axis(made, history)
-    _frozen_line(made, history, colours)
+    _frozen_line(made, history, colours, above=True)
     made.update_layout(margin={"t": 26, "b": 8, "l": 8, "r": 12})
     return made
 
@@ -247,15 +261,17 @@ def _epochs_axis(made: go.Figure, history: History) -> None:
     made.update_xaxes(title_text="epochs", range=[0, last], zeroline=False, **whole_ticks(last))
 
 
-def _frozen_line(made: go.Figure, history: History, colours: Palette) -> None:
+def _frozen_line(made: go.Figure, history: History, colours: Palette, *, above: bool) -> None:
+    """above: over the picture, where no legend stands."""
     since = frozen_at(history)
     if since is None:
         return
     through(made, since, colours.range, "dash")
     right = since > 0.8 * end_of(history)
     made.add_annotation(
-        x=since, y=1, yref="paper", yanchor="bottom", text="ranges frozen", showarrow=False,
-        xanchor="right" if right else "left", font={"color": colours.muted, "size": 12},
+        x=since, y=1, yref="paper", yanchor="bottom" if above else "top", text="ranges frozen", showarrow=False,
+        xanchor="right" if right else "left", xshift=0 if above else -5 if right else 5,
+        font={"color": colours.muted, "size": 12}, bgcolor=colours.wash("background", 0.8),
     )  # fmt: skip
 
 
@@ -268,7 +284,7 @@ def middle_words(grid: GridTrace, row: int) -> str:
     if now is None or before is None:
         return "The bins of this weight are wider than the parts between its grid points, so no share is told."
     then = f", {percent(before)} before training" if row else ""
-    return f"**{percent(now)}** of the weights lie near the middle between two grid points{then}; {ROUND}."
+    return f"**{percent(now)}** of the weights lie near the middle between two grid points{then}; {EVEN}."
 
 
 def scale_words(grid: GridTrace, record: int) -> str:

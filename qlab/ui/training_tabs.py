@@ -112,18 +112,19 @@ def _epoch(history: History, key: str) -> int:
     last, now = history.epochs[-1].epoch, training.epoch(history)
     if not last:
         return now
-    st.button(
-        "Previous", key=f"{key}_back", disabled=now == 0, on_click=training.set_epoch, args=(now - 1,),
-        help="Goes one epoch back.",
-    )  # fmt: skip
-    widgets.kept(
-        st.slider, "Epoch", 0, last, value=now, store=training.set_epoch, key=f"{key}_epoch", width=320,
-        help="Shows the state at the end of this epoch; 0 is before the first step.",
-    )  # fmt: skip
-    st.button(
-        "Next", key=f"{key}_next", disabled=now == last, on_click=training.set_epoch, args=(now + 1,),
-        help="Goes one epoch on.",
-    )  # fmt: skip
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="small", width=460, key=f"{key}_steps"):
+        st.button(
+            "Previous", key=f"{key}_back", disabled=now == 0, on_click=training.set_epoch, args=(now - 1,),
+            help="Goes one epoch back.",
+        )  # fmt: skip
+        widgets.kept(
+            st.slider, "Epoch", 0, last, value=now, store=training.set_epoch, key=f"{key}_epoch", width=250,
+            help="Shows the state at the end of this epoch; 0 is before the first step.",
+        )  # fmt: skip
+        st.button(
+            "Next", key=f"{key}_next", disabled=now == last, on_click=training.set_epoch, args=(now + 1,),
+            help="Goes one epoch on.",
+        )  # fmt: skip
     return now
 
 

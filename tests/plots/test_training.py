@@ -11,6 +11,7 @@ from qlab.plots.training import curves, frozen_at, step_epochs, thinned
 from qlab.plots.training_grids import (
     FEW_CHANNELS,
     FEW_LAYERS,
+    coarser,
     flips,
     grid_moves,
     middle_words,
@@ -168,10 +169,22 @@ def test_an_activation_is_dashed_and_what_never_freezes_has_no_shade():
     assert not made.layout.shapes
 
 
+def test_bins_are_no_finer_than_the_number_of_weights_bears():
+    few = np.zeros((1, 16 * 8), np.int32)
+    few[0, [8, 9, 70]] = 1
+    edges, counts = coarser(weight(histogram=few), 0)
+    assert len(counts) == len(edges) - 1 == 16 * 2  # of 8 bins a step, as many as stay below the fewest
+    assert counts.sum() == 3
+    assert counts[2] == 2  # both lie in the first half of the step above -7
+    assert (edges[0], edges[-1]) == (-8, 8)
+    many = few * 10_000
+    assert len(coarser(weight(histogram=many), 0)[1]) == 16 * 8
+
+
 @both_themes
 def test_weights_stand_over_their_grid_with_the_start_behind(dark):
-    counts = np.ones((3, 16 * 8), np.int32)
-    counts[2, 60] = 1000
+    counts = np.full((3, 16 * 8), 100, np.int32)
+    counts[2, 60] = 10_000
     made = weights_on_grid(weight(histogram=counts), 2, dark, "epoch 2")
     now, start = named(made, "epoch 2"), named(made, "before training")
     assert sum(now.y[:-1]) == pytest.approx(100)
