@@ -36,12 +36,14 @@ class Seen:
     """What the store has of the current network, data, config and settings.
 
     run: the newest run of exactly these; an open one or a finished one goes first. history: the whole of a finished
-    training, or up to the last checkpoint. untrained: a finished run of the same without training.
+    training, or up to the last checkpoint. untrained: a finished run of the same without training; measuring: one that
+    goes on.
     """
 
     run: Run | None
     history: History | None
     untrained: Run | None
+    measuring: Run | None = None
 
     @property
     def going(self) -> bool:
@@ -182,11 +184,13 @@ def look(model: Model) -> Seen:
     from qlab.lab import trained
 
     wanted, run = experiment(), newest()
-    before = next((r for r in _runs(untrained()) if r.status == "done"), None)
+    without = _runs(untrained())
+    before = next((r for r in without if r.status == "done"), None)
+    going = None if before else next((r for r in without if not r.ended), None)
     if run is not None and run.status == "done":
-        return Seen(run, _history(run.id, str(cache.store().home)), before)
+        return Seen(run, _history(run.id, str(cache.store().home)), before, going)
     data = cache.dataset(state.data_ref())
-    return Seen(run, trained.live(cache.store(), model, data, wanted), before)
+    return Seen(run, trained.live(cache.store(), model, data, wanted), before, going)
 
 
 def newest() -> Run | None:

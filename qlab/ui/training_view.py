@@ -50,7 +50,7 @@ def found(model: Model, seen: Seen) -> None:
         pairs = paired_with(seen)
     figures(seen.history, None if pairs is None or pairs.ptq is None else bool(pairs.ptq.significant))
     if pairs is not None:
-        verdict(seen.history, pairs)
+        verdict(seen, seen.history, pairs)
     training_tabs.draw(seen, model)
 
 
@@ -156,7 +156,7 @@ def before_any(model: Model, seen: Seen) -> None:
         )
     widgets.figures(_known(reference, seen.untrained))
     if seen.untrained is None and not seen.going:
-        _offer_untrained("Training measures it too, before its first step.")
+        _offer_untrained(seen, "Training measures it too, before its first step.")
 
 
 def _known(reference: Evaluation | None, untrained: Run | None) -> list[tuple[str, str, str | None, str]]:
@@ -179,7 +179,11 @@ def _interval(one: Evaluation) -> str:
     return f"{metric('accuracy').interval(*ends)} on {one.n:,}" if ends else f"on {one.n:,}"
 
 
-def _offer_untrained(more: str) -> None:
+def _offer_untrained(seen: Seen, more: str) -> None:
+    """A button that measures the config without training, or how far that is."""
+    if seen.measuring is not None:
+        jobs.watch(seen.measuring.id, key="train_ptq_progress")
+        return
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         st.button(
             "Measure PTQ", key="train_ptq", on_click=training.measure_untrained,
@@ -309,14 +313,14 @@ def paired_with(seen: Seen) -> Pairs | None:
     return Pairs(results.result_of(run).comparison, before)
 
 
-def verdict(history: History, pairs: Pairs) -> None:
+def verdict(seen: Seen, history: History, pairs: Pairs) -> None:
     """What of it is more than chance: against float, and against the same config without training."""
     _said(pairs.float, "float")
     if pairs.ptq is not None:
         _said(pairs.ptq, "PTQ")
     elif history.float_accuracy is not None:
         st.markdown(apart(history))
-        _offer_untrained("As a run of its own, PTQ can be compared sample by sample.")
+        _offer_untrained(seen, "As a run of its own, PTQ can be compared sample by sample.")
 
 
 def _said(comparison: Comparison, than: str) -> None:

@@ -101,6 +101,8 @@ def test_before_any_training_it_shows_float_and_what_to_do_first(page, asked) ->
     ((kind, arguments),) = asked
     assert kind == "experiment"
     assert arguments["experiment"].training is None
+    assert "Measure PTQ" not in [b.label for b in at.button]
+    assert button(at, "Cancel")
 
 
 def test_what_ptq_costs_is_shown_where_it_was_measured(page, trained) -> None:
