@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 import qlab
-from benchmarks import diagnosis, integer, layers, peers, sweeps
+from benchmarks import diagnosis, integer, layers, peers, sweeps, training
 from benchmarks.case import Case, Row, load_case, ratio, seconds
 from qlab.config import QuantSpec
 
@@ -244,6 +244,7 @@ MEASURES: dict[str, Callable[[Case], Iterator[Row]]] = {
     **sweeps.MEASURES,
     **layers.MEASURES,
     **diagnosis.MEASURES,
+    **training.MEASURES,
 }
 
 

@@ -54,6 +54,23 @@ class TrainingNetwork:
         """What the optimiser may change, by name: float weights, biases and normalisations."""
         return {name: p for name, p in self.module._parameters.items() if p is not None and p.is_floating_point()}
 
+    def sizes(self) -> dict[str, Tensor]:
+        """What size the numbers of each parameter usually have: root mean square, [] or along the channels of a
+        quantized weight; at least a hundredth of that of the whole tensor."""
+        axes = {str(p.constant.target): p.axis for p in self.start.placement.weights}
+        values = {name: p.detach() for name, p in self.parameters().items()}
+        usual = torch.cat([v.reshape(-1) for v in values.values()]).square().mean().sqrt()
+        out = {}
+        for name, value in values.items():
+            whole = value.square().mean().sqrt()
+            whole = torch.where(whole > 0, whole, usual)
+            if name in axes:
+                others = [i for i in range(value.ndim) if i != axes[name] % value.ndim]
+                out[name] = torch.maximum(value.square().mean(others, keepdim=True).sqrt(), whole / 100)
+            else:
+                out[name] = whole
+        return out
+
     def factors(self) -> dict[str, nn.Parameter]:
         """The learned scales, as multiples of the calibrated ones."""
         return {name: p for name, p in self.module.named_parameters() if name.endswith(".factor")}

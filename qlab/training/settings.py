@@ -18,8 +18,9 @@ SCHEDULES = ("cosine", "constant")
 class Training:
     """Quantization-aware training on the calibration samples.
 
-    epochs: passes over the samples. lr: learning rate at the start. batch_size: samples a step. optimizer: "adam", or
-    "sgd" with momentum 0.9. schedule: "cosine" ends at zero, "constant" stays.
+    epochs: passes over the samples. lr: learning rate at the start; with "adam" it is relative: the share of what is
+    usual in its channel that a weight moves by in a step. batch_size: samples a step. optimizer: "adam", or "sgd" with
+    momentum 0.9, as published. schedule: "cosine" ends at zero, "constant" stays.
     ranges: "moving_average" follows the minimum and maximum of each batch, "lsq" learns the step size of each grid by
     its gradient (Esser et al. 2020). averaging_constant: weight of each new batch in a moving average. freeze_after:
     share of the steps after which ranges stay and only weights go on.
@@ -32,7 +33,7 @@ class Training:
     """
 
     epochs: int = 20
-    lr: float = 0.001
+    lr: float = 0.004
     batch_size: int = 32
     optimizer: str = "adam"
     schedule: str = "cosine"
@@ -40,7 +41,7 @@ class Training:
     averaging_constant: float = 0.01
     freeze_after: float = 0.7
     distillation: float = 0.5
-    mixing: float = 0.5
+    mixing: float = 0.75
     validation: float = 0.0
     patience: int | None = None
     seed: int = 0

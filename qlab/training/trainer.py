@@ -82,6 +82,7 @@ class Trainer:
         self.steps_per_epoch = len(self.train_part) // self.batch
         self.steps = self.steps_per_epoch * settings.epochs
         self.optimizer = self._optimizer()
+        self.units = self.network.sizes() if settings.optimizer == "adam" else {}
         self.epoch, self.best, self.best_loss = 0, 0, math.inf
         self.best_state: dict[str, Tensor] = {}
         self.key = self._key(model, data, mapping)
@@ -101,7 +102,7 @@ class Trainer:
     def run(self, progress: Progress | None = None) -> QuantizedModel:
         """To the end, from wherever it stands. Raises NonFinite, and what progress raises."""
         if not self.finished:
-            self._teach(progress)
+            self.prepare(progress)
             if not self.recorder.epochs:
                 self.recorder.record(0, 0.0)
                 self._end_epoch(None)
@@ -120,18 +121,18 @@ class Trainer:
         self.epoch += 1
         first = (self.epoch - 1) * self.steps_per_epoch
         losses = []
-        for i, samples in enumerate(self._batches()):
+        for i, samples in enumerate(self.batches()):
             step = first + i
             if progress is not None:
                 progress(TRAIN, step, self.steps)
-            losses.append(self._step(step, samples))
+            losses.append(self.step(step, samples))
             done = i + 1
             if done * RECORDS_PER_EPOCH // self.steps_per_epoch > i * RECORDS_PER_EPOCH // self.steps_per_epoch:
                 self.recorder.record(step + 1, self.epoch - 1 + done / self.steps_per_epoch)
         self.recorder.losses += losses
         self._end_epoch(float(np.mean(losses)))
 
-    def _step(self, step: int, samples: Samples) -> float:
+    def step(self, step: int, samples: Samples) -> float:
         """One step of the optimiser; gives the loss before it. step: how many were taken before."""
         if step >= self.settings.freeze_after * self.steps:
             for grid in self.network.grids:
@@ -149,10 +150,20 @@ class Trainer:
                 f"training diverged: the loss is {value} at step {step + 1}. Lower the learning rate "
                 f"(it is {self.settings.lr:g}), or begin with more bits."
             )
+        self._move()
+        return value
+
+    def _move(self) -> None:
+        """A step of the optimiser. Adam moves every number by about its learning rate, whatever its size; here each
+        moves by that share of what is usual in its channel, because folded BatchNorm leaves channels of all sizes."""
+        parameters = self.network.parameters()
+        before = {name: parameters[name].detach().clone() for name in self.units}
         self.optimizer.step()
+        with torch.no_grad():
+            for name, unit in self.units.items():
+                parameters[name].copy_(torch.lerp(before[name], parameters[name], unit))
         for grid in self.network.grids:
             grid.stepped()
-        return value
 
     def rate(self, step: int) -> float:
         """The learning rate of this step, counted from 0."""
@@ -204,7 +215,7 @@ class Trainer:
 
     # ---- samples -----------------------------------------------------------------------------------------------------
 
-    def _teach(self, progress: Progress | None) -> None:
+    def prepare(self, progress: Progress | None = None) -> None:
         """What the float network says to each training sample; asked once."""
         self.teacher: Tensor | None = None
         if not self.loss.share:
@@ -221,7 +232,7 @@ class Trainer:
             said.append(first_tensor(self.network.reference(*inputs))[:count].clone())
         self.teacher = torch.cat(said)
 
-    def _batches(self) -> Iterator[Samples]:
+    def batches(self) -> Iterator[Samples]:
         """The training samples in the order of this epoch; those that fill no batch are left out of it."""
         draw = np.random.default_rng((self.settings.seed, self.epoch))
         order = draw.permutation(len(self.train_part))

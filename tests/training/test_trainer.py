@@ -98,7 +98,7 @@ def test_the_float_model_stays_as_it_was(digits):
 
 @pytest.fixture(scope="module")
 def trained(digits):
-    done = trainer(digits, mapping_of(2, 4), epochs=4, lr=0.003)
+    done = trainer(digits, mapping_of(2, 4), epochs=8, lr=0.01)
     return done, done.run()
 
 
