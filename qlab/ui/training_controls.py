@@ -128,7 +128,7 @@ def _earlier(done: Sequence[Run]) -> None:
     """A button for each: what it was and what came of it."""
     for run in done[:MOST_EARLIER]:
         how = run.spec["training"]
-        said = f"{run.config} · {how['epochs']:,} epochs · {NAMES[how['ranges']]} · learning rate {how['lr']:g}"
+        said = f"{run.config} · {NAMES[how['ranges']]} · learning rate {how['lr']:g}"
         st.button(
             f"{errors.escape(said)}: {_came_of(run)}", key=f"train_earlier_{run.id}", on_click=training.reopen,
             args=(run,), width="stretch",

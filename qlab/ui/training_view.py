@@ -169,8 +169,7 @@ def _known(reference: Evaluation | None, untrained: Run | None) -> list[tuple[st
         for name, one in (("Float", reference), ("PTQ", known))
     ]
     if reference and known and reference.accuracy is not None and known.accuracy is not None:
-        cost = metric("accuracy").delta(known.accuracy - reference.accuracy)
-        out.append(("To win back", cost, "PTQ against float", COST))
+        out.append(_cost(reference.accuracy, known.accuracy, (known.accuracy_interval or (0.0, 0.0))[1]))
     return out
 
 
@@ -251,11 +250,20 @@ def _start(history: History) -> list[tuple[str, str, str | None, str]]:
     return [
         ("Float", value.format(history.float_accuracy), f"on {history.evaluation_samples:,} samples", HELP),
         ("PTQ", value.format(before.accuracy), _ends(before), HELP),
-        ("To win back", value.delta(before.accuracy - history.float_accuracy), "PTQ against float", COST),
+        _cost(history.float_accuracy, before.accuracy, before.accuracy_high or 0.0),
     ]
 
 
-COST = "What quantization without training costs."
+def _cost(reference: float, ptq: float, high: float) -> tuple[str, str, str | None, str]:
+    """What quantization without training costs. high: upper end of its 95 % interval."""
+    if ptq >= reference:
+        note = "nothing to win back"
+    else:
+        note = "within the noise" if reference <= high else "to win back"
+    text = "What quantization costs without training, and whether that is more than chance on so many samples."
+    return "PTQ against float", metric("accuracy").delta(ptq - reference), note, text
+
+
 RECOVERED = (
     "What training brought, as a share of what quantization without training cost. Not told where that cost lies "
     "within what chance alone does."

@@ -110,7 +110,7 @@ def test_what_ptq_costs_is_shown_where_it_was_measured(page, trained) -> None:
     at = page(HOW.replace(epochs=7))
     untrained = next(r for r in store.list_runs(kind="experiment") if r.status == "done" and r.id != run.id)
     assert figures(at)["PTQ"] == write("accuracy", untrained.headline.accuracy)
-    assert figures(at)["To win back"] == metric("accuracy").delta(
+    assert figures(at)["PTQ against float"] == metric("accuracy").delta(
         untrained.headline.accuracy - untrained.headline.float_accuracy
     )
     assert not [b for b in at.button if b.label == "Measure PTQ"]
@@ -165,7 +165,7 @@ def test_train_starts_the_experiment_with_these_settings(page, asked) -> None:
     assert wanted.resolved_mapping == LOW
     assert button(at, "Training").disabled
     assert button(at, "Cancel")
-    assert "To win back" in figures(at)
+    assert "PTQ against float" in figures(at)
 
 
 def test_how_long_it_takes_is_told_from_earlier_trainings_alone(page, trained) -> None:
@@ -417,6 +417,15 @@ def history_of(before, after, reference, n=100):
     none = np.zeros(0)
     epochs = [epoch(0, before), epoch(1, after, 0.9)]
     return History(Training(epochs=1).to_dict(), (9, 1), n, reference, epochs, none, none, none, (), True)
+
+
+@pytest.mark.parametrize(
+    ("ptq", "told"), [(0.91, "nothing to win back"), (0.88, "within the noise"), (0.5, "to win back")]
+)
+def test_what_ptq_costs_is_told_with_whether_it_is_more_than_chance(ptq, told) -> None:
+    start = replace(history_of(ptq, ptq, 0.9), finished=False)
+    (_, _, cost) = training_view._start(start)
+    assert cost[:3] == ("PTQ against float", metric("accuracy").delta(ptq - 0.9), told)
 
 
 @pytest.mark.parametrize(
