@@ -15,9 +15,56 @@ from qlab.quant.qparams import QParams
 aten = torch.ops.aten
 
 
+class GridPass(torch.autograd.Function):
+    """Fake quantization on a grid of one scale, straight-through. Arguments: x, scale [], zero_point, quant_min,
+    quant_max, after_relu (of relu(x)), strength (of the gradient of the scale, as `LearnedStep`).
+
+    Forward as `qlab.fake_quantize`, in passes that vectorise; torch's own kernel for this goes value by value.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, scale: Tensor, zero_point: int, quant_min: int, quant_max: int, after_relu: bool,
+        strength: float,
+    ) -> Tensor:  # fmt: skip
+        step = np.float32(scale.item())
+        low, high = quant_min - zero_point, quant_max - zero_point
+        steps = x * float(np.float32(1) / step)
+        ctx.save_for_backward(steps, scale)
+        ctx.ends = max(low, 0) if after_relu else low, high
+        # The gradient stops at a value, not at a code: halves round to even, so that an even end reaches further.
+        below = np.float32(0) if after_relu and low <= 0 else _edge(low, -1)
+        ctx.inside = float(below), float(_edge(high, 1))
+        ctx.strength = strength
+        out = steps.round()
+        out.clamp_(*ctx.ends)
+        return torch.add(_ZERO, out, alpha=float(step), out=out)  # 0 + …: no zero keeps a minus sign
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        steps, scale = ctx.saved_tensors
+        (grad,) = grads
+        passed = aten.hardtanh_backward(grad, steps, *ctx.inside)
+        total = None
+        if ctx.needs_input_grad[1]:
+            # Inside, what rounding added, in steps; outside, the end of the grid.
+            moved = steps.round().clamp_(*ctx.ends).sub_(aten.hardtanh_backward(steps, steps, *ctx.inside))
+            total = torch.dot(grad.reshape(-1), moved.reshape(-1)).reshape(scale.shape) * ctx.strength
+        return passed, total, None, None, None, None, None
+
+
+_ZERO = torch.zeros(())
+
+
+def _edge(end: int, side: int) -> np.floating[Any]:
+    """Half a step beyond this code, as a bound that a value has to lie strictly within."""
+    half = np.float32(end + 0.5 * side)
+    return half if end % 2 else np.nextafter(half, np.float32(side * np.inf))
+
+
 class LearnedStep(torch.autograd.Function):
-    """Fake quantization with a gradient for the scale. Arguments: x, scale [] or [R], zero_point alike, quant_min,
-    quant_max, axis (None: one scale), strength.
+    """Fake quantization with several scales and a gradient for them. Arguments: x, scale [R], zero_point [R],
+    quant_min, quant_max, axis of the R, strength.
 
     d out / d scale = code - x / scale inside the grid, the end code outside it, zero points taken off; summed over what
     shares a scale and multiplied by `strength`. d out / d x: straight-through, zero outside.
@@ -26,10 +73,10 @@ class LearnedStep(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int, axis: int | None,
+        ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int, axis: int,
         strength: float,
     ) -> Tensor:  # fmt: skip
-        out, inside = _with_mask(x, scale, zero_point, quant_min, quant_max, axis)
+        out, inside = aten.fake_quantize_per_channel_affine_cachemask(x, scale, zero_point, axis, quant_min, quant_max)
         ctx.save_for_backward(x, out, inside, scale)
         ctx.axis, ctx.strength = axis, strength
         return out
@@ -40,20 +87,8 @@ class LearnedStep(torch.autograd.Function):
         (grad,) = grads
         # Inside, out - x is what rounding added; outside it is the end of the grid: both in steps once divided.
         moved = torch.addcmul(out, x, inside.to(x.dtype), value=-1.0)
-        if ctx.axis is None:
-            total = torch.dot(grad.reshape(-1), moved.reshape(-1)).reshape(())
-        else:
-            total = (grad * moved).movedim(ctx.axis, 0).reshape(len(scale), -1).sum(1)
+        total = (grad * moved).movedim(ctx.axis, 0).reshape(len(scale), -1).sum(1)
         return grad * inside, total / scale * ctx.strength, None, None, None, None, None
-
-
-def _with_mask(
-    x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int, axis: int | None
-) -> tuple[Tensor, Tensor]:
-    """x on the grid, and where it was not clipped."""
-    if axis is None:
-        return aten.fake_quantize_per_tensor_affine_cachemask(x, float(scale), int(zero_point), quant_min, quant_max)
-    return aten.fake_quantize_per_channel_affine_cachemask(x, scale, zero_point, axis, quant_min, quant_max)
 
 
 class TrainedGrid(nn.Module):
@@ -62,7 +97,7 @@ class TrainedGrid(nn.Module):
     It starts on the calibrated grid. ranges "moving_average": the range follows the extremes of what comes in, each of
     its ends kept at the share of them at which the observer had put it, `averaging_constant` of the way with each call.
     "lsq": the scale is learned, as a multiple (`factor`) of the calibrated one, so that one learning rate fits all.
-    freeze() ends both. low, high: the ends of the range, or of the grid where the scale is learned.
+    freeze() ends both. low, high: the ends of the range that moves.
     Raises InvalidConfig through what it calls when shapes do not fit.
     """
 
@@ -104,23 +139,20 @@ class TrainedGrid(nn.Module):
         return QParams(self.scale, self.zero_point, self.quant_min, self.quant_max, self.axis, self.group_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.after_relu:
-            x = torch.relu(x)
         if self.training and not self.learned and not self.frozen:
-            self.observe(x.detach())
-        rows, axis = self._rows(x)
-        scale, zero_point = self.scale.reshape(-1), self.zero_point.reshape(-1)
-        if axis is None:
-            scale, zero_point = self.scale, self.zero_point
-        if self.learned and self.training and not self.frozen:
-            learned = (self.start_scale * self.factor).reshape(scale.shape)
-            out: Tensor = LearnedStep.apply(
-                rows, learned, zero_point, self.quant_min, self.quant_max, axis, self.strength(x)
-            )
-        elif axis is None:
-            out = torch.fake_quantize_per_tensor_affine(
-                rows, float(scale), int(zero_point), self.quant_min, self.quant_max
-            )
+            self.observe(torch.relu(x.detach()) if self.after_relu else x.detach())
+        learning = self.learned and self.training and not bool(self.frozen)
+        scale = self.start_scale * self.factor if learning else self.scale
+        if not scale.ndim:
+            out: Tensor = GridPass.apply(
+                x, scale, int(self.zero_point), self.quant_min, self.quant_max, self.after_relu,
+                self.strength(x) if learning else 1.0,
+            )  # fmt: skip
+            return out
+        rows, axis = self._rows(torch.relu(x) if self.after_relu else x)
+        scale, zero_point = scale.reshape(-1), self.zero_point.reshape(-1)
+        if learning:
+            out = LearnedStep.apply(rows, scale, zero_point, self.quant_min, self.quant_max, axis, self.strength(x))
         else:
             out = torch.fake_quantize_per_channel_affine(rows, scale, zero_point, axis, self.quant_min, self.quant_max)
         return out.reshape(x.shape)
@@ -134,30 +166,32 @@ class TrainedGrid(nn.Module):
     def observe(self, x: Tensor) -> None:
         """Move the range towards the extremes of x."""
         least, most = self._sides(*extremes_of(x, self.qparams))
-        c = self.averaging_constant
-        self.low += c * (self.low_share * least - self.low)
-        self.high += c * (self.high_share * most - self.high)
-        scale, zero_point = self.grid.scale_zero_point(self.low.numpy(), self.high.numpy())
-        self.scale.copy_(torch.from_numpy(np.asarray(scale)))
-        self.zero_point.copy_(torch.from_numpy(np.asarray(zero_point)))
+        low, high = self.low.numpy(), self.high.numpy()  # the buffers themselves
+        low += self.averaging_constant * (self.low_share.numpy() * least.numpy() - low)
+        high += self.averaging_constant * (self.high_share.numpy() * most.numpy() - high)
+        scale, zero_point = self.grid.scale_zero_point(low, high)
+        self.scale.numpy()[...] = scale
+        self.zero_point.numpy()[...] = zero_point
 
     def positions(self, x: Tensor) -> Tensor:
         """Where the values lie on the grid, in codes, before rounding and clipping; same shape."""
-        rows, axis = self._rows(x)
-        if axis is None:
+        if not self.scale.ndim:
             return x / self.scale + self.zero_point
+        rows, axis = self._rows(x)
         shape = [-1 if i == axis else 1 for i in range(rows.ndim)]
         return (rows / self.scale.reshape(shape) + self.zero_point.reshape(shape)).reshape(x.shape)
 
     def stepped(self) -> None:
         """After the optimiser's step: take over the learned scale, kept above the smallest allowed."""
         if self.learned and not self.frozen:
-            with torch.no_grad():
-                torch.clamp(self.start_scale * self.factor, min=float(EPS), out=self.scale)
-                self.factor.copy_(self.scale / self.start_scale)
-                low, high = _range_of(self.qparams, self.grid)
-                self.low.copy_(low)
-                self.high.copy_(high)
+            scale, factor, start = self.scale.numpy(), self.factor.detach().numpy(), self.start_scale.numpy()
+            scale[...] = np.maximum(start * factor, EPS)
+            factor[...] = scale / start
+
+    @property
+    def ends(self) -> tuple[Tensor, Tensor]:
+        """Of the range the grid is laid over, shaped like the scale."""
+        return _range_of(self.qparams, self.grid) if self.learned else (self.low, self.high)
 
     def freeze(self) -> None:
         """From now on the grid stays."""
@@ -165,11 +199,9 @@ class TrainedGrid(nn.Module):
         if self.learned:
             self.factor.requires_grad_(False)
 
-    def _rows(self, x: Tensor) -> tuple[Tensor, int | None]:
-        """x as one scale for each entry of an axis sees it."""
-        if self.group_size is not None:
-            return x.reshape(-1, self.group_size), 0
-        return x, self.axis if self.scale.ndim else None
+    def _rows(self, x: Tensor) -> tuple[Tensor, int]:
+        """x with one scale for each entry of an axis, and that axis."""
+        return (x, self.axis or 0) if self.group_size is None else (x.reshape(-1, self.group_size), 0)
 
     def _sides(self, least: Tensor, most: Tensor) -> tuple[Tensor, Tensor]:
         """What the ends of the range are measured against: the same on both sides where the grid is symmetric."""

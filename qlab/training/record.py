@@ -64,8 +64,9 @@ class Recorder:
         before = self._codes
         self._remember()
         for track in self.tracks:
-            for name in ("scale", "zero_point", "low", "high"):
-                values: Tensor = getattr(track.grid, name)
+            low, high = track.grid.ends
+            now = {"scale": track.grid.scale, "zero_point": track.grid.zero_point, "low": low, "high": high}
+            for name, values in now.items():
                 getattr(track, name).append(values.detach().reshape(-1)[track.channels].numpy().copy())
             track.frozen.append(bool(track.grid.frozen))
             if track.role == "weight":

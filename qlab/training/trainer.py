@@ -251,8 +251,8 @@ class Trainer:
         if not parameters:
             raise InvalidConfig("the network has no float parameters: there is nothing to train.")
         if self.settings.optimizer == "sgd":
-            return torch.optim.SGD(parameters, lr=self.settings.lr, momentum=MOMENTUM)
-        return torch.optim.Adam(parameters, lr=self.settings.lr)
+            return torch.optim.SGD(parameters, lr=self.settings.lr, momentum=MOMENTUM, fused=True)
+        return torch.optim.Adam(parameters, lr=self.settings.lr, fused=True)
 
     def _state(self) -> dict[str, Tensor]:
         """Weights and grids, by name; the live tensors."""
