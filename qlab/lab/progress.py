@@ -49,6 +49,7 @@ class Meter:
         self._current_since = self._begun
         self._done = 0
         self._total = 0
+        self._before = 0  # done of this stage by someone else: what is resumed was not done in the time since
         self._spent: dict[str, float] = {}
         self._share = 0.0
 
@@ -68,6 +69,7 @@ class Meter:
         if stage != self._current:
             self._leave(now)
             self._current, self._current_since = stage, now
+            self._before = done
             self._stages.setdefault(stage, Stage(stage))
         self._done, self._total = done, total
         return self._progress(now)
@@ -102,8 +104,8 @@ class Meter:
                 left += stage.seconds + stage.units * stage.cost * (speed or 0.0)
                 continue
             running = now - self._current_since
-            if self._done and self._total:
-                left += running / self._done * max(self._total - self._done, 0)
+            if self._done > self._before and self._total:
+                left += running / (self._done - self._before) * max(self._total - self._done, 0)
             elif stage.units:
                 if speed is None:
                     return None
@@ -121,7 +123,7 @@ class Meter:
                 units += self._stages[name].units * self._stages[name].cost
         if self._current is not None and self._current not in self._spent:
             stage = self._stages[self._current]
-            if stage.units and self._total and self._done:
+            if stage.units and self._total and self._done > self._before:
                 seconds += now - self._current_since
-                units += stage.units * stage.cost * self._done / self._total
+                units += stage.units * stage.cost * (self._done - self._before) / self._total
         return seconds / units if units else None

@@ -57,3 +57,13 @@ def test_stages_learnt_late_and_dropped(clock: Clock) -> None:
     clock.now = 5.0
     meter.finish()
     assert meter.timings == {"load": 1.0, "work": 4.0}
+
+
+def test_what_is_resumed_was_not_done_in_the_time_since(clock: Clock) -> None:
+    """Twenty units, of which sixteen stand from before: one takes two seconds, three are left."""
+    meter = Meter([Stage("a", units=20)], clock)
+    meter.at("a", 16, 20)
+    clock.now = 2.0
+    now = meter.at("a", 17, 20)
+    assert now.seconds_left == pytest.approx(6)
+    assert now.share == pytest.approx(0.25)
