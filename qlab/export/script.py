@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from qlab.config import QConfig, QConfigMapping, QuantSpec
+from qlab.edits import Edit
 from qlab.export.script_parts import comment, file_stem, head, stand_in, table_of
 from qlab.export.translation import Difference, Translation
 from qlab.lab.experiment import Experiment
+from qlab.training.settings import Training
 
 
 def python_script(experiment: Experiment) -> Translation:
@@ -64,10 +66,30 @@ def _measure(experiment: Experiment) -> list[str]:
     return [
         *calibrated,
         f"reference = qlab.evaluate(model, data, batch_size={size})",
-        "qmodel = qlab.convert(model, mapping, calibration)",
+        *_quantize(experiment),
         f"quantized = qlab.evaluate(qmodel, data, reference, batch_size={size})",
         "comparison = qlab.compare(reference, quantized, data.evaluation.targets)",
     ]
+
+
+def _quantize(experiment: Experiment) -> list[str]:
+    lines = ["qmodel = qlab.convert(model, mapping, calibration)"]
+    if experiment.training is not None:
+        usual = Training().to_dict()
+        given = {k: v for k, v in experiment.training.to_dict().items() if v != usual[k] or k == "epochs"}
+        fields = "".join(f", {k}={v!r}" for k, v in given.items())
+        lines = [f"training = qlab.Training({fields.removeprefix(', ')})"]
+        lines.append(
+            "qmodel = qlab.train_qat(model, data, mapping, calibration, training=training, reference=reference)"
+        )
+    if experiment.edits:
+        lines += ["qlab.apply_edits(qmodel, [", *(f"    {_edit(edit)}," for edit in experiment.edits), "])"]
+    return lines
+
+
+def _edit(edit: Edit) -> str:
+    of = "" if edit.of == "weight" else f", of={edit.of!r}"
+    return f"qlab.Edit({edit.tensor!r}, {edit.part!r}, {edit.index!r}, {edit.value!r}{of})"
 
 
 _PRINT = """

@@ -27,6 +27,9 @@ _BESIDE = qlab.presets["w4a8"].replace(
 )  # fmt: skip
 
 
+_EDITS = (qlab.Edit("block2.conv", "code", (0, 0, 1, 1), 3), qlab.Edit("block2.conv", "scale", (0,), 0.5, of="weight"))
+
+
 def _mapping(text):
     """The mapping a script builds, from its own lines."""
     tree = ast.parse(text)
@@ -47,6 +50,8 @@ def test_same_figures_as_the_run(tmp_path):
                                     _RULES, calibration_samples=200, seed=7),
         "dynamic.py": qlab.Experiment("conv_digits", "conv_digits", "dynamic"),
         "beside.py": qlab.Experiment("conv_digits", "conv_digits", _BESIDE),
+        "trained.py": qlab.Experiment("conv_digits", "conv_digits", "w4a8", calibration_samples=64, edits=_EDITS,
+                                      training=qlab.Training(epochs=2, ranges="lsq")),
     }  # fmt: skip
     found = run_scripts(tmp_path, {name: python_script(e).text for name, e in experiments.items()})
     for name, experiment in experiments.items():
