@@ -30,8 +30,8 @@ class EditEffect:
     tensor: at the end of the layer's unit, of `values` numbers in all; changed: how many of them differ. sqnr: of it
     against the unedited one, dB; inf where nothing differs, -inf where the unedited one is zero throughout. largest:
     absolute change. channels: [C] largest absolute change of each channel. step: distance of two neighbours on the grid
-    of that tensor, None where it lies on no grid of one scale. predicted: predictions, of which `answered` differ. output:
-    largest absolute change of the network's output.
+    of that tensor, None where it lies on no grid of one scale. predicted: predictions, of which `answered` differ.
+    output: largest absolute change of the network's output.
     """
 
     tensor: str
