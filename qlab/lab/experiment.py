@@ -148,7 +148,7 @@ class Experiment:
             d["mapping"] = QConfigMapping.from_dict(d["mapping"])
         if d.get("training") is not None:
             d["training"] = Training.from_dict(d["training"])
-        edits = d.get("edits") or []
+        edits = d.get("edits", [])
         if not isinstance(edits, list):
             raise InvalidConfig(f"edits is a list; found {type(edits).__name__}.")
         d["edits"] = tuple(Edit.from_dict(edit) for edit in edits)

@@ -224,10 +224,8 @@ def _experiment(work: Work, experiment: Experiment, given: Calibration | None = 
         ]  # fmt: skip
 
     def training() -> list[Stage]:
-        if experiment.training is None:
-            return []
         data = sources.open_data(experiment.data, work.store, experiment.calibration_samples, experiment.seed)
-        return trained.training_stages(experiment, len(data.calibration), experiment.batch_size)
+        return trained.training_stages(work.store, loaded_model(), data, experiment)
 
     def loaded_model() -> Model:
         return sources.open_model(experiment.model, work.store)

@@ -121,9 +121,20 @@ def describe_sensitivity(store: Store, arguments: Mapping[str, Any]) -> Row:
 
     given = dict(arguments)
     asked = {name: given.pop(name) for name in Question.__dataclass_fields__ if name in given}
-    row = describe_export(store, given)
+    row = _of_config(store, given)
     spec = {"experiment": row.spec, "question": Question(**asked).to_dict()}
     return Row(spec=spec, model=row.model, data=row.data, config=row.config)
+
+
+def _of_config(store: Store, arguments: Mapping[str, Any]) -> Row:
+    """As describe_export, for what looks into a config: many networks under it, none of them trained or edited."""
+    row = describe_export(store, arguments)
+    if arguments["experiment"].changes:
+        raise InvalidConfig(
+            "This looks into a config, and would say nothing of a network that was trained or edited by hand: leave "
+            "training and edits out of the experiment."
+        )
+    return row
 
 
 def describe_latency(store: Store, arguments: Mapping[str, Any]) -> Row:
@@ -152,7 +163,7 @@ def _calls(given: dict[str, Any], *, batch: int) -> dict[str, int]:
 
 def describe_analysis(store: Store, arguments: Mapping[str, Any]) -> Row:
     """experiment=Experiment(…), whose name says nothing here."""
-    row = describe_export(store, arguments)
+    row = _of_config(store, arguments)
     return Row(spec={"experiment": row.spec}, model=row.model, data=row.data, config=row.config)
 
 

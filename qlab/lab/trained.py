@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
 from qlab.calibration import Calibration
 from qlab.conversion import QuantizedModel
 from qlab.data import Dataset
+from qlab.errors import BadUpload
 from qlab.evaluation import Evaluation
 from qlab.export.quantized_file import SUFFIX, save_quantized
 from qlab.export.quantized_load import load_quantized
@@ -23,6 +26,7 @@ from qlab.training.history import History
 from qlab.training.settings import Training
 from qlab.training.trainer import TEACHER, TRAIN, Trainer
 
+LOG = logging.getLogger("qlab.lab")
 VERSION = 1  # raise it when the same request would give another network
 MODEL, HISTORY = "trained model", "training history"
 FOLDER = "checkpoints"
@@ -49,24 +53,44 @@ def trained_model(
         reference, _ = stages.float_evaluation(work, model, data, experiment.batch_size)
     work.progress(stages.CONVERT)
     path = checkpoint_path(store, key)
-    trainer = Trainer(
-        model, data, experiment.resolved_mapping, calib, experiment.training, checkpoint=path, reference=reference
-    )
+    trainer = _trainer(model, data, experiment, calib, path, reference)
     qmodel = trainer.run(work.progress)
     with store.new_file(SUFFIX) as file:
         save_quantized(qmodel, file)
         store.derive(MODEL, key, store.add_upload(file, f"{model.name}.trained{SUFFIX}", kind=MODEL))
-    store.derive(HISTORY, key, store.add_upload(path, f"{model.name}.history{SUFFIX}", kind=HISTORY))
+    with store.new_file(SUFFIX) as file:
+        trainer.history.write(file)
+        store.derive(HISTORY, key, store.add_upload(file, f"{model.name}.history{SUFFIX}", kind=HISTORY))
     path.unlink(missing_ok=True)
     return qmodel
 
 
-def training_stages(experiment: Experiment, samples: int, batch: int) -> list[Stage]:
-    """samples: to train on; batch: of the float network, which costs are counted in."""
+def _trainer(
+    model: Model, data: Dataset, experiment: Experiment, calib: Calibration | None, path: Path, reference: Evaluation
+) -> Trainer:
+    """From the checkpoint if there is one that can be read; one that cannot is of no use to anyone."""
+
+    def made() -> Trainer:
+        assert experiment.training is not None
+        return Trainer(
+            model, data, experiment.resolved_mapping, calib, experiment.training, checkpoint=path, reference=reference
+        )
+
+    try:
+        return made()
+    except BadUpload:
+        LOG.warning("the checkpoint %s is damaged: training starts anew", path)
+        path.unlink(missing_ok=True)
+        return made()
+
+
+def training_stages(store: Store, model: Model, data: Dataset, experiment: Experiment) -> list[Stage]:
+    """What is still to do for this experiment's training; costs are counted in batches of the float network."""
     training = experiment.training
-    if training is None:
+    if training is None or len(artifacts_of(store, model, data, experiment)) == 2:
         return []
-    size = min(training.batch_size, samples)
+    samples, batch = len(data.calibration), model.fixed_batch or experiment.batch_size
+    size = min(model.fixed_batch or training.batch_size, samples)
     steps = training.epochs * (samples // size)
     return [
         Stage(TEACHER, -(-samples // batch), TEACHER_COST), Stage(TRAIN, steps, STEP_COST * size / batch),
@@ -85,7 +109,7 @@ def live(store: Store, model: Model, data: Dataset, experiment: Experiment) -> H
     path = checkpoint_path(store, key)
     try:
         return History.read(path)
-    except FileNotFoundError:  # before the first checkpoint; or it was done in between
+    except (FileNotFoundError, SafetensorError):  # before the first checkpoint, or damaged; or it was done in between
         found = store.find_derived(HISTORY, key)
         return None if found is None else History.read(found.path)
 

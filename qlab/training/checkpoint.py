@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from qlab.errors import InvalidConfig
-from qlab.export.tensor_file import pack_file, unpack_file
+from qlab.errors import BadUpload, InvalidConfig, UnsupportedModel
+from qlab.export.tensor_file import MAX_FILE, pack_file, unpack_file
 from qlab.training.history import PREFIX, History
 
 FORMAT = "qlab-training-1"
@@ -30,17 +31,22 @@ class Checkpoint:
     history: History
 
     def save(self, path: Path) -> None:
-        """Whole or not at all, also when the process is killed meanwhile."""
-        import torch
-
+        """Whole or not at all, also when the process is killed meanwhile. Raises UnsupportedModel (too large)."""
         texts, arrays = self.history.parts()
         texts |= {"format": FORMAT, "key": self.key, "state": json.dumps({"epoch": self.epoch, **self.state})}
         data = pack_file(texts, {**self.tensors, **{name: torch.from_numpy(a) for name, a in arrays.items()}})
+        if len(data) > MAX_FILE:
+            raise UnsupportedModel(
+                f"a checkpoint of this training takes {len(data) / 2**30:.1f} GB, and the lab reads up to "
+                f"{MAX_FILE / 2**30:.0f} GB: train without one, or a smaller network."
+            )
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-")
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
             Path(draft).replace(path)
         finally:
             Path(draft).unlink(missing_ok=True)
@@ -48,7 +54,12 @@ class Checkpoint:
     @classmethod
     def load(cls, path: Path, key: str) -> Checkpoint:
         """Raises InvalidConfig when it is of another training, BadUpload when it is damaged."""
-        texts, tensors = unpack_file(path.read_bytes())
+        try:
+            texts, tensors = unpack_file(path.read_bytes())
+        except BadUpload as error:
+            raise BadUpload(
+                f"The checkpoint {path.name!r} is damaged. Remove it, and training starts anew.", detail=str(error)
+            ) from error
         if texts.get("format") != FORMAT or texts.get("key") != key:
             raise InvalidConfig(
                 f"{path.name!r} is not a checkpoint of this training: its model, data, config or settings are others. "

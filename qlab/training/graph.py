@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
@@ -110,8 +111,7 @@ class _Parts(Rewriter[TrainedGrid, TrainedGrid]):
         weight = attribute(self.model.graph_module, point.constant)
         assert weight is not None
         qparams = self.start.weights[point.layer].qparams
-        grid = self._grid(qparams, point, extremes_of(weight.detach().float(), qparams), batched=False)
-        return grid
+        return self._grid(qparams, point, extremes_of(weight.detach().float(), qparams), batched=False)
 
     def weight_call(self, target: str, constant: fx.Node) -> fx.Node:
         return self.graph.call_module(target, (constant,))
@@ -155,7 +155,11 @@ class _Parts(Rewriter[TrainedGrid, TrainedGrid]):
             assert stats.channel_minimum is not None
             assert stats.channel_maximum is not None
             return torch.from_numpy(stats.channel_minimum), torch.from_numpy(stats.channel_maximum)
-        return torch.tensor(float(stats.batch_minimum.mean())), torch.tensor(float(stats.batch_maximum.mean()))
+        low, high = stats.batch_minimum.clip(max=0), stats.batch_maximum.clip(min=0)
+        if point.spec.symmetric:
+            high = np.maximum(-low, high)
+            low = -high
+        return torch.tensor(float(low.mean())), torch.tensor(float(high.mean()))
 
 
 class _Trained:
@@ -182,5 +186,4 @@ def _with_constants(model: Model, values: Mapping[str, Any]) -> Model:
     gm, _ = copy_graph(model.graph_module)
     for name, value in values.items():
         gm._parameters[name] = nn.Parameter(value.detach().clone(), requires_grad=False)
-    made = Model(gm, model.inputs, model.name, model.folded)
-    return made
+    return Model(gm, model.inputs, model.name, model.folded)

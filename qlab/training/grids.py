@@ -17,7 +17,7 @@ aten = torch.ops.aten
 
 class GridPass(torch.autograd.Function):
     """Fake quantization on a grid of one scale, straight-through. Arguments: x, scale [], zero_point, quant_min,
-    quant_max, after_relu (of relu(x)), strength (of the gradient of the scale, as `LearnedStep`).
+    quant_max, after_relu (of relu(x)), strength (of the gradient of the scale). Gradients as in `ChannelPass`.
 
     Forward as `qlab.fake_quantize`, in passes that vectorise; torch's own kernel for this goes value by value.
     """
@@ -32,9 +32,7 @@ class GridPass(torch.autograd.Function):
         steps = x * float(np.float32(1) / step)
         ctx.save_for_backward(steps, scale)
         ctx.ends = max(low, 0) if after_relu else low, high
-        # The gradient stops at a value, not at a code: halves round to even, so that an even end reaches further.
-        below = np.float32(0) if after_relu and low <= 0 else _edge(low, -1)
-        ctx.inside = float(below), float(_edge(high, 1))
+        ctx.inside = 0.0 if after_relu and low <= 0 else low - _REACH, high + _REACH
         ctx.strength = strength
         out = steps.round()
         out.clamp_(*ctx.ends)
@@ -54,17 +52,14 @@ class GridPass(torch.autograd.Function):
 
 
 _ZERO = torch.zeros(())
+# A value half a step beyond the last code lies on the end of the range that its grid was laid over, and rounds to one
+# that is clipped. It is no further out than the range, and goes on learning.
+_REACH = 0.5 + 1e-4
 
 
-def _edge(end: int, side: int) -> np.floating[Any]:
-    """Half a step beyond this code, as a bound that a value has to lie strictly within."""
-    half = np.float32(end + 0.5 * side)
-    return half if end % 2 else np.nextafter(half, np.float32(side * np.inf))
-
-
-class LearnedStep(torch.autograd.Function):
-    """Fake quantization with several scales and a gradient for them. Arguments: x, scale [R], zero_point [R],
-    quant_min, quant_max, axis of the R, strength.
+class ChannelPass(torch.autograd.Function):
+    """Fake quantization with several scales, straight-through. Arguments: x, scale and zero_point shaped to broadcast
+    over it, quant_min, quant_max, strength (of the gradient of the scale).
 
     d out / d scale = code - x / scale inside the grid, the end code outside it, zero points taken off; summed over what
     shares a scale and multiplied by `strength`. d out / d x: straight-through, zero outside.
@@ -73,22 +68,23 @@ class LearnedStep(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int, axis: int,
-        strength: float,
-    ) -> Tensor:  # fmt: skip
-        out, inside = aten.fake_quantize_per_channel_affine_cachemask(x, scale, zero_point, axis, quant_min, quant_max)
-        ctx.save_for_backward(x, out, inside, scale)
-        ctx.axis, ctx.strength = axis, strength
-        return out
+        ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int, strength: float
+    ) -> Tensor:
+        steps = x * scale.reciprocal()
+        low, high = (quant_min - zero_point).float(), (quant_max - zero_point).float()
+        codes = steps.round().clamp_(low, high)
+        ctx.save_for_backward(steps, codes, (steps >= low - _REACH) & (steps <= high + _REACH), scale)
+        ctx.strength = strength
+        return codes * scale + 0.0
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, out, inside, scale = ctx.saved_tensors
+        steps, codes, inside, scale = ctx.saved_tensors
         (grad,) = grads
-        # Inside, out - x is what rounding added; outside it is the end of the grid: both in steps once divided.
-        moved = torch.addcmul(out, x, inside.to(x.dtype), value=-1.0)
-        total = (grad * moved).movedim(ctx.axis, 0).reshape(len(scale), -1).sum(1)
-        return grad * inside, total / scale * ctx.strength, None, None, None, None, None
+        total = None
+        if ctx.needs_input_grad[1]:
+            total = (grad * (codes - steps * inside)).sum_to_size(scale.shape) * ctx.strength
+        return grad * inside, total, None, None, None, None
 
 
 class TrainedGrid(nn.Module):
@@ -129,7 +125,8 @@ class TrainedGrid(nn.Module):
         self.register_buffer("high", high)
         self.register_buffer("frozen", torch.tensor(False))
         least, most = self._sides(*extremes)
-        self.low_share, self.high_share = _share(low, least), _share(high, most)
+        nothing = float(EPS) * self.grid.steps / 2  # what the smallest scale covers
+        self.low_share, self.high_share = _share(low, least, nothing), _share(high, most, nothing)
         if self.learned:
             self.register_buffer("start_scale", self.scale.clone())
             self.factor = nn.Parameter(torch.ones_like(self.scale))
@@ -149,12 +146,11 @@ class TrainedGrid(nn.Module):
                 self.strength(x) if learning else 1.0,
             )  # fmt: skip
             return out
-        rows, axis = self._rows(torch.relu(x) if self.after_relu else x)
-        scale, zero_point = scale.reshape(-1), self.zero_point.reshape(-1)
-        if learning:
-            out = LearnedStep.apply(rows, scale, zero_point, self.quant_min, self.quant_max, axis, self.strength(x))
-        else:
-            out = torch.fake_quantize_per_channel_affine(rows, scale, zero_point, axis, self.quant_min, self.quant_max)
+        rows, shape = self._rows(torch.relu(x) if self.after_relu else x)
+        out = ChannelPass.apply(
+            rows, scale.reshape(shape), self.zero_point.reshape(shape), self.quant_min, self.quant_max,
+            self.strength(x) if learning else 1.0,
+        )  # fmt: skip
         return out.reshape(x.shape)
 
     def strength(self, x: Tensor) -> float:
@@ -177,8 +173,7 @@ class TrainedGrid(nn.Module):
         """Where the values lie on the grid, in codes, before rounding and clipping; same shape."""
         if not self.scale.ndim:
             return x / self.scale + self.zero_point
-        rows, axis = self._rows(x)
-        shape = [-1 if i == axis else 1 for i in range(rows.ndim)]
+        rows, shape = self._rows(x)
         return (rows / self.scale.reshape(shape) + self.zero_point.reshape(shape)).reshape(x.shape)
 
     def stepped(self) -> None:
@@ -199,9 +194,11 @@ class TrainedGrid(nn.Module):
         if self.learned:
             self.factor.requires_grad_(False)
 
-    def _rows(self, x: Tensor) -> tuple[Tensor, int]:
-        """x with one scale for each entry of an axis, and that axis."""
-        return (x, self.axis or 0) if self.group_size is None else (x.reshape(-1, self.group_size), 0)
+    def _rows(self, x: Tensor) -> tuple[Tensor, list[int]]:
+        """x as several scales go over it, and the shape in which they do."""
+        if self.group_size is not None:
+            return x.reshape(-1, self.group_size), [-1, 1]
+        return x, [-1 if i == (self.axis or 0) % x.ndim else 1 for i in range(x.ndim)]
 
     def _sides(self, least: Tensor, most: Tensor) -> tuple[Tensor, Tensor]:
         """What the ends of the range are measured against: the same on both sides where the grid is symmetric."""
@@ -223,7 +220,7 @@ class TrainedBias(nn.Module):
 
     def forward(self, bias: Tensor) -> Tensor:
         grid, weight = self._grids
-        step = grid.scale.double() * weight.scale.double()
+        step = (grid.scale * weight.scale).double()  # the product as `BiasCodes` has it
         value = bias.detach().double()
         return bias + ((value / step).round() * step - value).to(bias.dtype)
 
@@ -249,8 +246,7 @@ def _range_of(qparams: QParams, grid: Grid) -> tuple[Tensor, Tensor]:
     return qparams.low.detach().float().clone(), qparams.high.detach().float().clone()
 
 
-def _share(end: Tensor, extreme: Tensor) -> Tensor:
-    """1 where there is nothing to be a share of."""
-    return torch.where(
-        extreme == 0, torch.ones_like(end), end / torch.where(extreme == 0, torch.ones_like(extreme), extreme)
-    )
+def _share(end: Tensor, extreme: Tensor, nothing: float) -> Tensor:
+    """1 where there is nothing to be a share of: a dead channel has the smallest scale, which no extreme led to."""
+    there = extreme.abs() > nothing
+    return torch.where(there, end / torch.where(there, extreme, torch.ones_like(extreme)), torch.ones_like(end))

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from qlab.quant.observers import EPS
 
@@ -89,7 +90,7 @@ class GridTrace:
             if (before == scale).all() and (
                 self.zero_point[record - STILL_AFTER : record] == self.zero_point[record]
             ).all():
-                out.append("has stopped moving, though it is not frozen")
+                out.append("stands still, though it is not frozen")
         return tuple(out)
 
 
@@ -125,6 +126,11 @@ class History:
     def record_of(self, epoch: int) -> int:
         """The last record of this epoch."""
         return int(np.flatnonzero(self.record_epochs <= epoch)[-1])
+
+    def write(self, path: str | Path) -> None:
+        """To a .safetensors file of its own."""
+        texts, arrays = self.parts()
+        save_file(arrays, path, metadata=texts)
 
     def parts(self) -> tuple[dict[str, str], dict[str, np.ndarray]]:
         """As texts and arrays for a .safetensors file; `read` takes them back."""

@@ -118,7 +118,7 @@ def _histogram(weight: Tensor, grid: TrainedGrid) -> np.ndarray:
 
 def _trace(track: _Track) -> GridTrace:
     def stack(values: list[np.ndarray], dtype: Any) -> np.ndarray:
-        return np.array(values, dtype).reshape(len(values), -1)
+        return np.array(values, dtype).reshape(len(values), -1 if values else 0)
 
     grid = track.grid
     return GridTrace(

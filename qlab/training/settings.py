@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -27,6 +26,7 @@ class Training:
     distillation: share of the loss that asks for the float network's output instead of the label; 1 where the data has
     no labels. mixing: share of each step's samples that are replaced by mixtures of two, for which the float network's
     output is asked (mixup of Zhang et al. 2018, with the network as the label); token numbers cannot be mixed and stay.
+    hints: weight of the part of the loss that asks for the float network's inner tensors as well; 0 leaves it out.
     validation: share of the samples that are held out, to choose the best epoch by; without, the last epoch is the
     result. patience: epochs without a better one after which training ends; None goes on to the last. seed: of the
     order of the samples, of the mixtures and of what is held out. Raises InvalidConfig.
@@ -42,6 +42,7 @@ class Training:
     freeze_after: float = 0.7
     distillation: float = 0.5
     mixing: float = 0.75
+    hints: float = 1.0
     validation: float = 0.0
     patience: int | None = None
     seed: int = 0
@@ -53,11 +54,10 @@ class Training:
             _whole("patience", self.patience, 1)
         for name, low, high in (
             ("lr", 0.0, 10.0), ("averaging_constant", 0.0, 1.0), ("freeze_after", 0.0, 1.0),
-            ("distillation", 0.0, 1.0), ("mixing", 0.0, 1.0), ("validation", 0.0, 0.5),
+            ("distillation", 0.0, 1.0), ("mixing", 0.0, 1.0), ("hints", 0.0, 100.0), ("validation", 0.0, 0.5),
         ):  # fmt: skip
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) \
-                    or not low <= value <= high:  # fmt: skip
+            if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
                 raise InvalidConfig(f"{name} is {value!r}: use a number from {low:g} to {high:g}.")
             object.__setattr__(self, name, float(value))
         if self.lr == 0:

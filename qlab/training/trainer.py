@@ -19,10 +19,12 @@ from qlab.conversion import QuantizedModel
 from qlab.data import Dataset
 from qlab.errors import DataMismatch, InvalidConfig, NonFinite
 from qlab.evaluation import Evaluation, evaluate, first_tensor
+from qlab.forward import pad
 from qlab.graph.capture import Model
 from qlab.memory import keep_freed_memory
 from qlab.training.checkpoint import Checkpoint
 from qlab.training.graph import TrainingNetwork
+from qlab.training.hints import Hints
 from qlab.training.history import Epoch, History
 from qlab.training.loss import Loss
 from qlab.training.record import RECORDS_PER_EPOCH, Recorder
@@ -42,8 +44,8 @@ def train_qat(
 
     It starts as `convert(model, mapping, calib)`; `model` itself is not changed. Gradients pass a grid straight
     through, and are zero for what it clips. settings: fields of `Training`, such as epochs and lr, or a `training`.
-    The result is the epoch that was best on the samples held out, which may be the start. The same call gives the same
-    bits, on the same machine with the same number of threads.
+    The result is the last epoch, or with samples held out the best on those, which may be the start. The same call
+    gives the same bits, on the same machine with the same number of threads.
     checkpoint: a file that is written after every epoch; a call that finds it goes on from there, to the same result.
     `History.read` reads from it what happened. reference: evaluation of the float network, if it is known.
     Raises what convert raises; InvalidConfig (settings, nothing to train, a checkpoint of another training),
@@ -71,6 +73,9 @@ class Trainer:
         self.train_part, self.held_out = _held_out(data.calibration, settings)
         self.reference = reference or evaluate(model, data)
         self.loss = Loss(self.network.reference, data.targets is not None, settings.distillation)
+        self.hints = Hints(self.network) if settings.hints else None
+        if self.hints is not None and not self.hints.keys:  # weights alone: nothing in between lies on a grid
+            self.hints = None
         self.batch = min(model.fixed_batch or settings.batch_size, len(self.train_part))
         if model.fixed_batch and len(self.train_part) < model.fixed_batch:
             raise DataMismatch(
@@ -78,7 +83,7 @@ class Trainer:
                 "on: give more calibration samples, or hold out fewer."
             )
         whole = any(not spec.dtype.is_floating_point for spec in model.inputs)
-        self.mixtures = 0 if whole else round(settings.mixing * self.batch)
+        self.mixtures = 0 if whole else int(settings.mixing * self.batch)
         self.steps_per_epoch = len(self.train_part) // self.batch
         self.steps = self.steps_per_epoch * settings.epochs
         self.optimizer = self._optimizer()
@@ -89,10 +94,11 @@ class Trainer:
         self.path = None if checkpoint is None else Path(checkpoint)
         held = len(self.held_out) if self.held_out else 0
         self._about = (settings.to_dict(), (len(self.train_part), held), len(data.evaluation), self.reference.accuracy)
+        self.teacher: Tensor | None = None
         known = Checkpoint.load(self.path, self.key) if self.path is not None and self.path.exists() else None
-        self.recorder = Recorder(self.network, *self._about, known=None if known is None else known.history)
         if known is not None:
             self._restore(known)
+        self.recorder = Recorder(self.network, *self._about, known=None if known is None else known.history)
         self.finished = known is not None and known.history.finished
 
     @property
@@ -143,6 +149,8 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         with torch.enable_grad():
             loss = samples.loss(self.loss, first_tensor(self.network.module(*samples.inputs)))
+            if self.hints is not None:
+                loss = loss + self.settings.hints * self.hints.distance(self.hints.wanted(samples.inputs))
             loss.backward()
         value = float(loss.detach())
         if not math.isfinite(value):
@@ -196,18 +204,18 @@ class Trainer:
         if self.held_out is None:
             return None
         self.network.module.eval()
-        total, seen = 0.0, 0
+        total = 0.0
         size = self.network.float_model.fixed_batch or 64
         with torch.no_grad():
             for start in range(0, len(self.held_out), size):
                 _, inputs, targets = self.held_out.batch(start, size)
-                if self.network.float_model.fixed_batch and len(inputs[0]) < size:
-                    break
-                teacher = first_tensor(self.network.reference(*inputs)) if self.loss.share else None
-                output = first_tensor(self.network.module(*inputs))
-                total += float(self.loss(output, targets, teacher)) * len(inputs[0])
-                seen += len(inputs[0])
-        return total / seen if seen else None
+                count = len(inputs[0])
+                if self.network.float_model.fixed_batch:
+                    inputs = pad(inputs, size)
+                teacher = first_tensor(self.network.reference(*inputs))[:count] if self.loss.share else None
+                output = first_tensor(self.network.module(*inputs))[:count]
+                total += float(self.loss(output, targets, teacher)) * count
+        return total / len(self.held_out)
 
     def _waited_long(self) -> bool:
         patience = self.settings.patience
@@ -217,7 +225,6 @@ class Trainer:
 
     def prepare(self, progress: Progress | None = None) -> None:
         """What the float network says to each training sample; asked once."""
-        self.teacher: Tensor | None = None
         if not self.loss.share:
             return
         size, said = self.network.float_model.fixed_batch or 64, []
@@ -227,8 +234,8 @@ class Trainer:
                 progress(TEACHER, i, batches)
             _, inputs, _ = self.train_part.batch(i * size, size)
             count = len(inputs[0])
-            if self.network.float_model.fixed_batch and count < size:
-                inputs = tuple(torch.cat([x, x[-1:].expand(size - count, *x.shape[1:])]) for x in inputs)
+            if self.network.float_model.fixed_batch:
+                inputs = pad(inputs, size)
             said.append(first_tensor(self.network.reference(*inputs))[:count].clone())
         self.teacher = torch.cat(said)
 
@@ -288,21 +295,26 @@ class Trainer:
             number, slot = name.split(".", 1)
             slots.setdefault(int(number), {})[slot] = tensor
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": slots})
-        self.recorder = Recorder(self.network, *self._about, known=known.history)
 
     def _key(self, model: Model, data: Dataset, mapping: QConfigMapping) -> str:
         digest = hashlib.sha256()
-        for text in (model.content_hash, data.content_hash, json.dumps(mapping.to_dict(), sort_keys=True)):
+        for text in (
+            torch.__version__,
+            model.content_hash,
+            data.content_hash,
+            json.dumps(mapping.to_dict(), sort_keys=True),
+        ):
             digest.update(text.encode())
         digest.update(json.dumps(self.settings.to_dict(), sort_keys=True).encode())
         for grid in self.network.grids:  # the calibration, by what it led to
-            digest.update(grid.scale.numpy().tobytes() + grid.zero_point.numpy().tobytes())
+            for held in (grid.scale, grid.zero_point, grid.low_share, grid.high_share):
+                digest.update(held.numpy().tobytes())
         return digest.hexdigest()
 
 
 def _held_out(part: Dataset, settings: Training) -> tuple[Dataset, Dataset | None]:
     """What is trained on, and what chooses the best epoch; None where nothing is held out."""
-    held = int(len(part) * settings.validation)
+    held = max(1, int(len(part) * settings.validation)) if settings.validation else 0
     if len(part) - held < 1:
         raise DataMismatch("there are no samples to train on: give more calibration samples.")
     if not held:

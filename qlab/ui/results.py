@@ -121,6 +121,12 @@ def _of_other_settings(run: Run) -> str:
     here = state.model_ref().source, state.data_ref().source
     if (experiment.model, _source(experiment)) != here:
         return errors.escape(f"This is of {subject(run)}, not of the network that is open.")
+    if experiment.changes:
+        done = [
+            *(["was trained"] if experiment.training else []),
+            *(["has numbers edited by hand"] if experiment.edits else []),
+        ]
+        return f"The network of these figures {' and '.join(done)}; Run below converts the config alone."
     if experiment.resolved_mapping != state.mapping():
         return f"This is of the run {errors.escape(run.name or run.id)}; the settings below are others by now."
     return ""

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from safetensors import safe_open
 
 import qlab
 from qlab.config import QConfig, QConfigMapping, QuantSpec
@@ -14,6 +15,7 @@ from qlab.lab.experiment import Experiment
 from qlab.lab.export import find_exports
 from qlab.lab.run import read_result, run
 from qlab.lab.store import CANCELLED, DONE, Store
+from qlab.lab.tasks import KINDS
 from qlab.training.settings import Training
 from tests.jobs_here import carry
 
@@ -106,6 +108,28 @@ def test_a_stopped_training_goes_on(store: Store, experiment: Experiment, tmp_pa
     finished = trained.live(store, model, data, experiment)
     assert finished is not None
     assert finished.finished
+
+
+def test_a_damaged_checkpoint_is_no_obstacle(store: Store, experiment: Experiment) -> None:
+    model, data = qlab.load_model(MODEL), qlab.load_dataset(experiment.data)
+    path = trained.checkpoint_path(store, trained.training_key(model, data, experiment))
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"cut off")
+    assert trained.live(store, model, data, experiment) is None
+    assert run(experiment, store=store).status == DONE
+
+
+def test_a_history_holds_no_weights(store: Store, experiment: Experiment) -> None:
+    done = run(experiment, store=store)
+    history = store.artifact(done.require_result()["artifacts"][trained.HISTORY])
+    with safe_open(history.path, framework="numpy") as file:
+        assert all(name.startswith("history.") for name in file.keys())  # noqa: SIM118
+
+
+@pytest.mark.parametrize("kind", ["sensitivity", "diagnose", "advice", "stability"])
+def test_what_looks_into_a_config_takes_no_training(store: Store, experiment: Experiment, kind: str) -> None:
+    with pytest.raises(InvalidConfig, match="trained"):
+        KINDS[kind].describe(store, {"experiment": experiment})
 
 
 def test_nothing_is_known_of_a_training_that_never_ran(store: Store, experiment: Experiment) -> None:

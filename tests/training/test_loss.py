@@ -91,3 +91,33 @@ def test_mixtures_are_labelled_by_the_float_network(scores):
         loss.to_teacher(out[:2], samples.to_mixtures, labels) * 2 / 6 + loss(out[2:], labels[2:], scores(x)[2:]) * 4 / 6
     )
     assert torch.allclose(samples.loss(loss, out), wanted)
+
+
+def test_hints_are_the_noise_of_inner_tensors():
+    """Relative to the signal, of each tensor that is put on a grid where it is made."""
+    from qlab.config import QConfig, QConfigMapping, QuantSpec
+    from qlab.training.graph import TrainingNetwork
+    from qlab.training.hints import Hints
+    from qlab.training.settings import Training
+
+    x = draw(32, 6)
+    model = network(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    data = qlab.load_dataset({"x": x.numpy()}).split(16, seed=0)
+    mapping = QConfigMapping(default=QConfig(QuantSpec(3, "per_channel_symmetric"), QuantSpec(3)))
+    calib = qlab.calibrate(model, data)
+    made = TrainingNetwork(model, mapping, calib, Training())
+    hints = Hints(made)
+    assert hints.keys == ["1", "2"]  # the ReLU at the end of the first unit, and the output
+    wanted = hints.wanted((x,))
+    hidden = torch.relu(
+        model.graph_module.get_parameter("p_0_weight") @ x.T + model.graph_module.get_parameter("p_0_bias")[:, None]
+    ).T
+    assert torch.allclose(wanted[0], hidden, atol=1e-6)
+    assert torch.allclose(wanted[1], model(x), atol=1e-6)
+    out = made.module(x)
+    with torch.no_grad():
+        both, hidden_alone = hints.distance(wanted), hints.distance([wanted[0], out])
+    assert hints.distance(wanted).requires_grad
+    noise = (out.detach() - wanted[1]).square().sum() / wanted[1].square().sum()
+    assert torch.allclose(both - hidden_alone, noise / 2)
+    assert hidden_alone > 0

@@ -14,7 +14,7 @@ from torch import nn
 
 import qlab
 from qlab.config import QConfig, QConfigMapping, QuantSpec
-from qlab.errors import Cancelled, DataMismatch, InvalidConfig, NonFinite
+from qlab.errors import BadUpload, Cancelled, DataMismatch, InvalidConfig, NonFinite
 from qlab.training.history import History
 from qlab.training.settings import Training
 from qlab.training.trainer import Trainer
@@ -222,6 +222,49 @@ def test_learned_steps_move_by_their_gradient(digits):
     assert all((m > 0).all() for m in moved)
 
 
+def test_the_largest_weights_of_channels_go_on_learning(digits):
+    """A symmetric grid puts a positive extreme half a step beyond its last code, on the very end of the range."""
+    mapping = mapping_of().each(lambda c: c.replace(weight=c.weight.replace(observer="min_max")))
+    done = trainer(digits, mapping, epochs=1, mixing=0.0)
+    done.prepare()
+    done.step(0, next(done.batches()))
+    still = [
+        bool(((done.network.master(layer).grad == 0) & (done.network.master(layer).detach() != 0)).any())
+        for layer in ("conv1", "fc")
+    ]
+    assert still == [False, False]
+
+
+def test_a_nearly_dead_channel_stays_out_of_the_way():
+    """Folded BatchNorm leaves channels of which the bias alone is left: their range must not run away."""
+    x = torch.randn(96, 6, generator=torch.Generator().manual_seed(0))
+    layer = nn.Linear(6, 8)
+    with torch.no_grad():
+        layer.weight[:4] *= 1e-12
+        layer.bias[:4] = torch.tensor([0.05, 0.1, 0.2, 0.3])
+    model = qlab.load_model(nn.Sequential(layer, nn.ReLU(), nn.Linear(8, 3)).eval(), x[:4])
+    data = qlab.load_dataset({"x": x.numpy()}).split(48, seed=0)
+    done = Trainer(model, data, mapping_of(), qlab.calibrate(model, data), Training(epochs=20, batch_size=16, lr=0.01))
+    done.run()
+    assert float(done.network.weights["0"].scale[:4].max()) < 0.01
+    assert done.history.epochs[-1].agreement >= 0.85
+
+
+def test_a_range_keeps_its_place_where_batches_straddle_zero():
+    """One outlier below zero among inputs above it: most batches have no negative extreme at all."""
+    x = torch.rand(192, 6, generator=torch.Generator().manual_seed(0)) + 0.5
+    x[100, 2] = -3.8
+    model = qlab.load_model(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).eval(), x[:4])
+    data = qlab.load_dataset({"x": x.numpy()})
+    mapping = QConfigMapping(default=QConfig(QuantSpec(8, "per_channel_symmetric"), QuantSpec(8)))
+    done = Trainer(model, data, mapping, qlab.calibrate(model, data, 8), Training(epochs=3, batch_size=8, mixing=0.0))
+    first = next(iter(done.network.activations.values()))  # of the input
+    before = float(first.low)
+    done.run()
+    assert before == pytest.approx(-3.8, abs=0.05)
+    assert 0.3 < float(first.low) / before < 2.0
+
+
 # ---- repeatable, resumable -------------------------------------------------------------------------------------------
 
 
@@ -283,6 +326,25 @@ def test_a_checkpoint_of_another_training_is_refused(digits, tmp_path):
     trainer(digits, checkpoint=path, epochs=1).run()
     with pytest.raises(InvalidConfig, match=path.name):
         trainer(digits, checkpoint=path, epochs=2)
+
+
+def test_a_checkpoint_of_another_calibration_is_refused(digits, tmp_path):
+    """It may give the same grids and still other ranges later."""
+    model, data, _, reference = digits
+    path, settings = tmp_path / "training.safetensors", Training(epochs=1, batch_size=16)
+    mapping = qlab.presets["onnxruntime"]
+    calibs = [qlab.calibrate(model, data, size) for size in (64, 16)]
+    Trainer(model, data, mapping, calibs[0], settings, checkpoint=path, reference=reference).run()
+    with pytest.raises(InvalidConfig, match=path.name):
+        Trainer(model, data, mapping, calibs[1], settings, checkpoint=path, reference=reference)
+
+
+def test_a_damaged_checkpoint_is_told(digits, tmp_path):
+    path = tmp_path / "training.safetensors"
+    trainer(digits, checkpoint=path, epochs=1).run()
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(BadUpload, match="damaged"):
+        trainer(digits, checkpoint=path, epochs=1)
 
 
 KILLED = """
@@ -394,5 +456,9 @@ def test_a_network_for_one_batch_size_trains_on_whole_batches():
     done.run()
     assert done.steps_per_epoch == 2
     few, calib = data.split(12, seed=0), qlab.calibrate(fixed, data)
+    held = Training(epochs=1, validation=0.2)  # 4 of 20, fewer than the network takes at once
+    some = Trainer(fixed, data, mapping_of(), qlab.calibrate(fixed, data), held)
+    some.run()
+    assert all(e.validation_loss is not None for e in some.history.epochs)
     with pytest.raises(DataMismatch, match="8 samples at once"):
         Trainer(fixed, few, mapping_of(), calib, Training(validation=0.5))
