@@ -75,6 +75,12 @@ def _more() -> None:
         step=0.1, format="%g",
     )  # fmt: skip
     _number(
+        "Hints", "hints", 0.0, 100.0,
+        "How much the loss asks for the inner tensors of the float network as well: it guides every layer, and a step "
+        "takes longer by a run of the float network; 0 leaves it out.",
+        step=0.5, format="%g",
+    )  # fmt: skip
+    _number(
         "Held-out share", "validation", 0.0, 0.5,
         "This part of the calibration samples is not trained on and chooses the best epoch; with 0 the last one is the "
         "result.",

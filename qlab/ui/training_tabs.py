@@ -261,6 +261,10 @@ def facts(history: History) -> list[str]:
             f"{_share(how['mixing'])} of the samples of a step are replaced by mixtures of two, for which the float "
             "network says what is right; token numbers cannot be mixed and stay."
         )
+    if how["hints"]:
+        out.append(
+            f"The inner tensors are asked to stay close to those of the float network (hints, weight {how['hints']:g})."
+        )
     out.append(
         "Rounding has no slope, so its gradient is taken to be that of no rounding at all (straight-through), and "
         "zero where a value is cut off."
