@@ -7,10 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from qlab.config import QConfigMapping
-from qlab.difference import config_difference
 from qlab.errors import InvalidConfig, QLabError
-from qlab.lab.compared import FLOAT, IS_BASELINE, Against, Line, against, line_of, mapping_of, paired, titles
+from qlab.lab.compared import FLOAT, IS_BASELINE, Against, Line, against, difference_of, line_of, paired, titles
 from qlab.lab.records import DONE
 
 if TYPE_CHECKING:
@@ -59,13 +57,12 @@ def rows_of(store: Store, runs: Sequence[Run], baseline: Run | None) -> list[Row
     specs = [spec_of(run) for run in runs]
     names, lines = titles(with_baseline(runs, baseline)), [line_of(run) for run in runs]
     than = FLOAT if baseline is None else names[baseline.id]
-    start = QConfigMapping() if baseline is None else mapping_of(baseline)
     out = []
     for run, line, spec in zip(runs, lines, specs, strict=True):
         result = _result(store, run)
         same = baseline is not None and run.id == baseline.id
         held = IS_BASELINE if same else _held(store, run, result, baseline, than)
-        differs = config_difference(start, mapping_of(run)).words
+        differs = difference_of(baseline, run).words
         out.append(Row(run, line, names[run.id], result, held, differs, spec, same))
     return out
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from qlab.config import QConfigMapping
-from qlab.difference import observer_words
+from qlab.difference import DEFAULT, Difference, FieldDifference, config_difference, observer_words
 from qlab.errors import DataMismatch, RunFailed
+from qlab.metrics import MISSING
 
 if TYPE_CHECKING:
     import numpy as np
@@ -101,6 +102,30 @@ def line_of(run: Run) -> Line:
 def mapping_of(run: Run) -> QConfigMapping:
     """The config of a run, a preset looked up."""
     return _mapping(_mapping_text(run.spec_json))
+
+
+def difference_of(a: Run | None, b: Run) -> Difference:
+    """What two runs differ in: configs, training, numbers edited by hand. a: None for the float network."""
+    found = config_difference(QConfigMapping() if a is None else mapping_of(a), mapping_of(b))
+    before, after = {} if a is None else json.loads(a.spec_json), json.loads(b.spec_json)
+    rows = [*found.rows]
+    x, y = before.get("training"), after.get("training")
+    if (x is None) != (y is None):
+        rows.append(FieldDifference(DEFAULT, "training", _trained(x), _trained(y)))
+    elif x is not None and y is not None:
+        fields = dict.fromkeys([*x, *y])
+        rows += [
+            FieldDifference("training", key.replace("_", " "), str(x.get(key, MISSING)), str(y.get(key, MISSING)))
+            for key in fields if x.get(key, MISSING) != y.get(key, MISSING)
+        ]  # fmt: skip
+    x, y = before.get("edits", []), after.get("edits", [])
+    if x != y:
+        rows.append(FieldDifference(DEFAULT, "numbers edited by hand", str(len(x)), str(len(y))))
+    return Difference(tuple(rows))
+
+
+def _trained(training: Mapping[str, Any] | None) -> str:
+    return "none" if training is None else f"{training['epochs']} epochs"
 
 
 def _mapping_text(spec: str) -> str:

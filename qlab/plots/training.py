@@ -191,8 +191,8 @@ def _losses(made: go.Figure, history: History, colours: Palette) -> None:
             hovertemplate="epoch %{x}: %{y:.4g}<extra>" + label + "</extra>",
         )  # fmt: skip
     shown = [value for trace in made.data if trace.yaxis == "y2" for value in trace.y]
-    # What is learned from the float network need not be class scores, so that its loss has no unit of its own.
-    unit = "" if history.float_accuracy is None else " (nats)"
+    # What is learned from the float network need not be class scores, and hints are a ratio: without a unit.
+    unit = "" if history.float_accuracy is None or history.settings.get("hints") else " (nats)"
     top = 1.06 * max([*(v for v in shown if np.isfinite(v)), 1e-6])
     made.update_layout(
         yaxis2={

@@ -89,9 +89,9 @@ def seeds(shown: Compared) -> tuple[str, str | None]:
 
 
 def _difference(shown: Compared, a: Run | None, b: Run) -> None:
-    from qlab.difference import config_difference
+    from qlab.lab.compared import difference_of
 
-    found = config_difference(compare.mapping_of(a), compare.mapping_of(b))
+    found = difference_of(a, b)
     others = [] if a is None else other_settings(a, b)
     words = found.words if found.rows or not others else "the config is the same"
     more = "; ".join(f"{name} {x} → {y}" for name, x, y in others)

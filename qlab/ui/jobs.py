@@ -119,5 +119,5 @@ def _stage(run: Run) -> str:
 
 
 def _label(run: Run) -> str:
-    what = KINDS.get(run.kind, run.kind)
+    what = "Training on" if run.kind == "experiment" and run.spec.get("training") else KINDS.get(run.kind, run.kind)
     return run.name or (f"{what} {run.model}" if run.model else what)

@@ -1,5 +1,6 @@
 """Runs side by side, on runs that a real sweep made."""
 
+import json
 import math
 import time
 from dataclasses import replace
@@ -8,11 +9,13 @@ import numpy as np
 import pytest
 
 import qlab
+from qlab.difference import config_difference
 from qlab.errors import DataMismatch, RunFailed
 from qlab.evaluation import Comparison
-from qlab.lab.compared import against, layers_by_run, line_of, mapping_of, paired, titles, verdict
+from qlab.lab.compared import against, difference_of, layers_by_run, line_of, mapping_of, paired, titles, verdict
 from qlab.lab.run import read_result
 from qlab.lab.store import Store
+from qlab.training.settings import Training
 
 GRID = qlab.Grid(weight_bits=(8, 2), activation_observers=("min_max", ("percentile", {"percentile": 99.0})))
 
@@ -182,3 +185,22 @@ def test_layers_that_runs_quantize_apart_stand_in_the_order_of_the_network(home:
     order = [row["layer"] for row in full.ledger if row["layer"] in full.quantized.sqnr]
     assert len(order) > 2
     assert layers_by_run([*only, full])[0] == layers_by_run([*only[::-1], full])[0] == order
+
+
+def test_what_two_runs_differ_in_names_training_and_edits(swept) -> None:
+    """Of two runs of one config, one of them trained, or both in another way; of the float network, all of it."""
+
+    def like(**changes: object):
+        spec = json.loads(swept[0].spec_json) | changes
+        return replace(swept[0], spec_json=json.dumps(spec))
+
+    short, long = Training(epochs=3).to_dict(), Training(epochs=9, ranges="lsq").to_dict()
+    assert difference_of(swept[0], swept[0]).equal
+    assert difference_of(swept[0], like(training=short)).words == "training none → 3 epochs"
+    assert difference_of(like(training=short), like(training=long)).words == (
+        "training epochs 3 → 9; training ranges moving_average → lsq"
+    )
+    edit = {"tensor": "fc", "part": "code", "index": [0, 0], "value": 1}
+    assert difference_of(swept[0], like(edits=[edit])).words == "numbers edited by hand 0 → 1"
+    assert "training none → 3 epochs" in difference_of(None, like(training=short)).words
+    assert difference_of(swept[0], swept[1]).rows == config_difference(*map(mapping_of, swept[:2])).rows
