@@ -124,6 +124,15 @@ def difference_of(a: Run | None, b: Run) -> Difference:
     return Difference(tuple(rows))
 
 
+def changes_of(run: Run) -> str:
+    """What was done to the network of an experiment beside its config, as its label ends: "trained 5 epochs"; "" where
+    nothing was."""
+    spec = json.loads(run.spec_json) if run.kind == "experiment" else {}
+    training, edits = spec.get("training"), len(spec.get("edits", []))
+    done = [f"trained {_trained(training)}"] if training else []
+    return " · ".join(done + ([f"{edits} number{'s' if edits > 1 else ''} edited"] if edits else []))
+
+
 def _trained(training: Mapping[str, Any] | None) -> str:
     return "none" if training is None else f"{training['epochs']} epochs"
 

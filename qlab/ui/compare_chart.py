@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import streamlit as st
 
 from qlab.errors import QLabError
-from qlab.lab.compared import float_latency, newest_timing
+from qlab.lab.compared import changes_of, float_latency, newest_timing
 from qlab.metrics import COMPUTED, metric, write
-from qlab.ui import cache, compare, errors, jobs, results, state, widgets
+from qlab.ui import cache, compare, errors, jobs, results, state, training, widgets
 from qlab.ui.compare import Compared
 
 if TYPE_CHECKING:
@@ -208,9 +208,16 @@ def _buttons(shown: Compared) -> None:
         on_click=compare.hold_against, args=(run.id,), help="Holds all other runs of this comparison against this one.",
     )  # fmt: skip
     mapping = compare.mapping_of(run)
-    same = mapping == state.mapping()
+    same, changes = mapping == state.mapping(), errors.escape(changes_of(run))
     st.button(
         "This is the current config" if same else "Use this config", key="compare_use", disabled=same,
         on_click=state.set_mapping, args=(mapping,),
-        help="Makes its settings the current ones; Experiment and Distributions then use them.",
+        help="Makes its settings the current ones; Experiment and Distributions then use them"
+        + (f", without what was done after converting ({changes})." if changes else "."),
     )  # fmt: skip
+    if run.spec.get("training") and st.button(
+        "Open its training", key="compare_training",
+        help="Makes its network, data, config and training settings the current ones and shows how it went.",
+    ):  # fmt: skip
+        training.show(run.id)
+        st.switch_page("pages/lab/training.py")

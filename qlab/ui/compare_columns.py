@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
+from qlab.lab.compared import changes_of
 from qlab.ui import compare_pictures as pictures
 from qlab.ui import errors, widgets
 from qlab.ui.compare import Against, Compared
@@ -33,6 +34,7 @@ def columns(title: str, shown: Compared | None) -> dict[str, Column]:
     picked = shown.picked.id if shown is not None else None
     baseline = shown.baseline.id if shown is not None and shown.baseline is not None else None
     names = {run.id: shown.title(run) for run in shown.runs} if shown is not None else {}
+    changes = {run.id: changes_of(run) for run in shown.runs} if shown is not None else {}
 
     def number(share: float | None, times: float = 100) -> float | None:
         return None if share is None else share * times
@@ -45,6 +47,10 @@ def columns(title: str, shown: Compared | None) -> dict[str, Column]:
         "Run": Column(
             lambda line, _: names.get(line.id, line.title),
             c.TextColumn(width=150, help="Its name, or its settings where none was given."),
+        ),
+        "Changes": Column(
+            lambda line, _: changes.get(line.id, ""),
+            c.TextColumn(width=116, help="What was done beside the config: training, numbers edited by hand."),
         ),
         "Computed": Column(
             lambda line, _: line.backend or "",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
+from qlab.lab.compared import changes_of
 from qlab.plots.theme import palette
 from qlab.ui import compare, run_list, widgets
 from qlab.ui.compare import Against, Compared
@@ -20,7 +21,8 @@ TABLE = "compare_table"
 HEIGHT = 520
 ALWAYS = ("", "Run", "Computed")
 USUAL = (
-    "Interval", "Accuracy", "Stopped early", "Against", "Verdict", "p", "Size", "Latency", "Bits", "Observer",
+    "Changes", "Interval", "Accuracy", "Stopped early", "Against", "Verdict", "p", "Size", "Latency", "Bits",
+    "Observer",
 )  # fmt: skip
 
 
@@ -104,6 +106,8 @@ def filled(names: list[str], shown: Compared) -> list[str]:
         return all(getattr(line, field) is None for line in shown.lines.values())
 
     idle = {name for name, field in (("Latency", "latency"), ("Stopped early", "dropped")) if nowhere(field)}
+    if not any(changes_of(run) for run in shown.runs):
+        idle.add("Changes")
     if nowhere("accuracy"):
         idle |= {"Interval", "Accuracy", "95 %", "Against", "p", "Δ float"}
         names = names if "Agreement" in names else ["Agreement", *names]

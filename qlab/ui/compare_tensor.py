@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import streamlit as st
 
 from qlab.config import QuantSpec
+from qlab.lab.compared import changes_of
 from qlab.ui import cache, compare, converted, distributions, errors, results, tensors, trial, widgets
 from qlab.ui.compare import Compared
 
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from qlab.plots.overlay import Side
     from qlab.plots.study import Ends, Tensor
     from qlab.ui.tensors import Entry
+
+
+BEFORE = "config alone"
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,8 @@ def draw(shown: Compared, a: Run | None, b: Run) -> None:
         return
     model = open_model(b)
     entry = _chosen(model)
-    views = [view(run, shown.title(run), entry, model) for run in (a, b) if run is not None]
+    both = [run for run in (a, b) if run is not None]
+    views = [view(run, _label(shown, run), entry, model) for run in both]
     drawn = [v for v in views if v.spec is not None]
     words = [f"{v.label} keeps it float: {v.why}" for v in views if v.spec is None]
     if entry.fixed:
@@ -52,11 +57,21 @@ def draw(shown: Compared, a: Run | None, b: Run) -> None:
         of = "each has weights of its own, because one of them equalises layers" if entry.role == "weight" else ""
         words.append(f"{of or 'each was calibrated by itself'}; the blue shape is that of the second")
     words += [f"{v.label} sets its range by hand" for v in drawn if v.ends is not None]
+    words += [
+        f"“{BEFORE}” is what the config makes of the float network, without what was done after that ({changes})"
+        for changes in dict.fromkeys(map(changes_of, both))
+        if drawn and changes
+    ]
     if drawn:
         _picture(entry, drawn)
     if words:
         said = "; ".join(words)
         st.caption(errors.escape(f"{said[:1].upper()}{said[1:]}."))
+
+
+def _label(shown: Compared, run: Run) -> str:
+    """What the run is called in the picture, which is of its config alone."""
+    return f"{shown.title(run)}, {BEFORE}" if changes_of(run) else shown.title(run)
 
 
 def open_model(run: Run) -> Model:

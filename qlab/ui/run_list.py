@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import streamlit as st
 
+from qlab.lab.compared import changes_of
 from qlab.ui import history, results, state
 from qlab.ui.history import History
 
@@ -38,7 +39,7 @@ def _row(run: Run, by_id: Mapping[str, Run]) -> dict[str, Any]:
         "Run": run.name or run.id,
         "Kind": history.KINDS.get(run.kind, run.kind),
         "Network": results.subject(run),
-        "Config": run.config,
+        "Config": _config(run),
         "Accuracy": _percent(head.accuracy),
         "Float": _percent(head.float_accuracy),
         "Agreement": _percent(head.agreement),
@@ -50,6 +51,12 @@ def _row(run: Run, by_id: Mapping[str, Run]) -> dict[str, Any]:
         "Notes": run.notes,
         "Sweep": "" if run.parent is None else (sweep.name or sweep.id) if sweep else run.parent,
     }
+
+
+def _config(run: Run) -> str:
+    """Its config; what was done beside it goes first, because the end of a long one is cut off."""
+    changes = changes_of(run)
+    return f"{changes} · {run.config.removesuffix(f' · {changes}')}" if changes else run.config
 
 
 def _percent(share: float | None) -> float | None:
@@ -70,7 +77,7 @@ def columns() -> dict[str, Any]:
         "Kind": column.TextColumn(width=112, help="What was done: an experiment, a sweep of many, or what they need."),
         "Network": column.TextColumn(width=116, help="The network, and the data where that is not its own."),
         "Config": column.TextColumn(
-            width=146, help="The preset, or bits, scheme and observer of weights and activations."
+            width=146, help="Preset, or bits, scheme and observer; before it training and numbers edited by hand."
         ),
         "Accuracy": column.NumberColumn(
             width=74, format="%.1f %%", help="Right predictions of the quantized network; of a sweep, its best."

@@ -77,6 +77,12 @@ def begin() -> None:
         st.rerun()  # the sidebar has been drawn
 
 
+def show(run_id: str) -> None:
+    """Makes this training the one that Training shows when it is opened next; where that cannot be, it says why."""
+    set_epoch(None)
+    _open(run_id)
+
+
 def _open(run_id: str) -> bool:
     """Makes network, data, config and settings of a training the current ones. False where that cannot be, with why."""
     from qlab.lab.experiment import Experiment

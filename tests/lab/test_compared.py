@@ -12,8 +12,20 @@ import qlab
 from qlab.difference import config_difference
 from qlab.errors import DataMismatch, RunFailed
 from qlab.evaluation import Comparison
-from qlab.lab.compared import against, difference_of, layers_by_run, line_of, mapping_of, paired, titles, verdict
+from qlab.lab.compared import (
+    against,
+    changes_of,
+    difference_of,
+    layers_by_run,
+    line_of,
+    mapping_of,
+    paired,
+    titles,
+    verdict,
+)
+from qlab.lab.experiment import Experiment
 from qlab.lab.run import read_result
+from qlab.lab.sources import config_label
 from qlab.lab.store import Store
 from qlab.training.settings import Training
 
@@ -204,3 +216,20 @@ def test_what_two_runs_differ_in_names_training_and_edits(swept) -> None:
     assert difference_of(swept[0], like(edits=[edit])).words == "numbers edited by hand 0 → 1"
     assert "training none → 3 epochs" in difference_of(None, like(training=short)).words
     assert difference_of(swept[0], swept[1]).rows == config_difference(*map(mapping_of, swept[:2])).rows
+
+
+def test_what_was_done_beside_the_config_is_told_as_its_label_ends(swept) -> None:
+    edit = {"tensor": "fc", "part": "code", "index": [0, 0], "value": 1}
+    training = Training(epochs=3).to_dict()
+    for changes, words in (
+        ({}, ""),
+        ({"training": training}, "trained 3 epochs"),
+        ({"edits": [edit]}, "1 number edited"),
+        ({"training": training, "edits": [edit, edit]}, "trained 3 epochs · 2 numbers edited"),
+    ):
+        spec = json.loads(swept[0].spec_json) | changes
+        assert changes_of(replace(swept[0], spec_json=json.dumps(spec))) == words
+        assert config_label(Experiment.from_dict(spec)).endswith(words)
+    # A job that merely names a training did not train.
+    named = replace(swept[0], kind="export", spec_json=json.dumps({"training": training}))
+    assert changes_of(named) == ""

@@ -11,10 +11,12 @@ import pytest
 import qlab
 from qlab.config import QConfig, QConfigMapping, QuantSpec
 from qlab.difference import config_difference
+from qlab.edits import Edit
 from qlab.lab.compared import paired, verdict
 from qlab.lab.store import Store
 from qlab.metrics import metric, write
 from qlab.preset import presets
+from qlab.training.settings import Training
 from qlab.ui import cache, compare, compare_columns, compare_layers, compare_pick, compare_table, compare_two, errors
 from tests.many_runs import one_run
 from tests.pages.elements import charts
@@ -31,6 +33,7 @@ RUNS = {
     "split": (MODEL, "x86", {"calibration_samples": 100, "seed": 3}),
     "other": ("lstm_text", "dynamic", {}),
 }
+CHANGED = {"training": Training(epochs=1), "edits": (Edit("fc1", "code", (0, 0), 1),)}
 
 
 @pytest.fixture(scope="module")
@@ -335,6 +338,40 @@ def test_every_kind_of_tensor_is_drawn_under_both_configs(compared, ids) -> None
         at.selectbox(key="compare_tensor").select(name).run()
         assert clean(at), name
         assert len(at.get("plotly_chart")) == 2, name
+
+
+@pytest.fixture
+def trained(home, ids):
+    """The id of a run that was trained and then edited, beside the others."""
+    ids["trained"] = one_run(home, MODEL, "x86", **CHANGED).id
+    yield ids["trained"]
+    del ids["trained"]
+
+
+def test_a_trained_run_is_told_apart_from_its_untrained_twin(compared, ids, trained, read) -> None:
+    at = compared("simulated", "trained", baseline="simulated", **{"lab.picked": trained})
+    rows = at.dataframe[-1].value
+    assert sorted(rows["Changes"]) == ["", "trained 1 epochs · 1 number edited"]
+    assert "Changes" in at.dataframe[-1].proto.column_order
+    assert "without what was done after converting (trained 1 epochs" in at.button(key="compare_use").help
+    twins = compared("simulated", "trained", baseline="simulated", tab="Two configs", **{"lab.picked": trained})
+    assert "training none → 1 epochs; numbers edited by hand 0 → 1" in read(twins, "markdown")
+    # What is drawn of a tensor knows nothing of the training, and says so.
+    names = {trace.get("name") or "" for trace in charts(twins)[-1]["data"]}
+    assert any("config alone" in name for name in names), names
+    assert "without what was done after that (trained 1 epochs" in read(twins, "caption")
+    assert clean(twins)
+
+
+def test_the_training_of_a_run_is_opened(compared, ids, trained) -> None:
+    at = compared("simulated", "trained", **{"lab.picked": ids["simulated"]})
+    assert "compare_training" not in {button.key for button in at.button}
+    at = compared("simulated", "trained", **{"lab.picked": trained})
+    at.button(key="compare_training").click().run()
+    assert at.title[0].value == "What does training with fake quantization win back?"
+    assert at.session_state["training.settings"] == Training(epochs=1)
+    assert at.session_state["lab.mapping"] == presets["x86"]
+    assert clean(at)
 
 
 # --- layers and share -------------------------------------------------------------------------------------------------
