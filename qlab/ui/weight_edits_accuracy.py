@@ -23,12 +23,17 @@ def experiments(shown: Shown) -> tuple[Experiment, Experiment]:
     from qlab.lab.experiment import Experiment
 
     if shown.origin:
-        plain = Experiment.from_dict(cache.store().get_run(shown.origin).spec)
+        run = cache.store().get_run(shown.origin)
+        plain, config = Experiment.from_dict(run.spec), run.config
     else:
-        plain = state.experiment()
-    count = len(shown.edits)
-    label = f"{plain.name or state.config_label()}, {count} number{'s' if count > 1 else ''} edited"
-    return plain.replace(edits=(*plain.edits, *shown.edits), name=label), plain
+        plain, config = state.experiment(), state.config_label()
+    edits, before = (*plain.edits, *shown.edits), _count(len(plain.edits))
+    name = (plain.name or config).removesuffix(f", {before}").removesuffix(f" · {before}")
+    return plain.replace(edits=edits, name=f"{name}, {_count(len(edits))}"), plain
+
+
+def _count(edits: int) -> str:
+    return f"{edits} number{'s' if edits > 1 else ''} edited"
 
 
 def draw(shown: Shown) -> None:
@@ -36,7 +41,8 @@ def draw(shown: Shown) -> None:
     st.markdown("**What this does to the accuracy**")
     edited, plain = experiments(shown)
     # What was trained has been measured by the run that trained it.
-    runs = [_of(edited), cache.store().get_run(shown.origin) if shown.origin else _of(plain)]
+    origin = cache.store().get_run(shown.origin) if shown.origin else None
+    runs = [_of(edited, origin), origin or _of(plain)]
     if refused := st.session_state.pop(REFUSED, None):
         errors.show(refused)
     going = [run for run in runs if run is not None and not run.ended]
@@ -45,7 +51,7 @@ def draw(shown: Shown) -> None:
         st.button(
             "Measuring" if going else "Measure the accuracy", key="edits_measure", type="primary",
             disabled=bool(going), on_click=_start,
-            args=((edited,) if shown.origin else (edited, plain),),
+            args=((edited,) if origin else (edited, plain), origin),
             help="Runs the model with and without the edits on the whole evaluation data, each in a job of its own; "
             "what was measured before is taken from the store.",
         )  # fmt: skip
@@ -61,10 +67,10 @@ def draw(shown: Shown) -> None:
         _found(with_edits, without)
 
 
-def _start(both: tuple[Experiment, ...]) -> None:
+def _start(both: tuple[Experiment, ...], origin: Run | None) -> None:
     started = st.session_state.setdefault(STARTED, {})
     for asked in both:
-        run = _of(asked)
+        run = _of(asked, origin)
         if run is not None and run.status in ("queued", "running", "done"):
             continue
         try:
@@ -74,15 +80,19 @@ def _start(both: tuple[Experiment, ...]) -> None:
             return
 
 
-def _of(asked: Experiment) -> Run | None:
-    """The run of this experiment: the one started here, else one that is in the store with a result."""
+def _of(asked: Experiment, origin: Run | None = None) -> Run | None:
+    """The run of this experiment: the one started here, else one that is in the store with a result.
+
+    origin: the run that trained what is edited, on data that need not be what is open.
+    """
     run_id = st.session_state.get(STARTED, {}).get(asked.spec_hash)
     if run_id is not None:
         return cache.store().get_run(run_id)
-    from qlab.lab.run import content_key
+    from qlab.lab.run import content_key_of
 
-    model, data = cache.model(state.model_ref()), cache.dataset(state.data_ref())
-    store, key = cache.store(), content_key(model, data, asked)
+    store, model = cache.store(), cache.model(state.model_ref())
+    data_hash = (origin and origin.data_hash) or cache.dataset(state.data_ref()).content_hash
+    key = content_key_of(model.content_hash, data_hash, model.fixed_batch or asked.batch_size, asked)
     runs = store.list_runs(10, kind="experiment", status="done", content_key=key)
     return next((run for run in runs if run.headline.dropped is None), None)
 

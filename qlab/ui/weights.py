@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import streamlit as st
 
+from qlab.lab.compared import changes_of
 from qlab.metrics import MINUS, metric, write
 from qlab.ui import change, errors, state, weights_known, weights_source, widgets
 from qlab.ui.weights_source import CONFIG, LAYER, ORIGIN, Shown
@@ -56,7 +57,10 @@ def origin(model: Model) -> None:
     def title(run_id: str) -> str:
         if run_id == CONFIG:
             return f"The current config: {state.config_label()}"
-        return f"Trained: {runs[run_id].name or runs[run_id].config} ({run_id[:6]})"
+        run = runs[run_id]
+        changes = changes_of(run)  # first, because the end of a long config is cut off
+        config = f"{changes[:1].upper()}{changes[1:]}: {run.config.removesuffix(f' · {changes}')}"
+        return f"Trained: {run.name} ({run_id[:6]})" if run.name else f"{config} ({run_id[:6]})"
 
     widgets.kept(
         st.selectbox, "What to look at", [CONFIG, *runs], value=st.session_state[ORIGIN], store=_keep(ORIGIN),

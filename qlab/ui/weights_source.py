@@ -30,7 +30,7 @@ class Shown:
     """model: the float network that is open. qmodel: the quantized one, with the edits in it; original: without them,
     shared, do not change it. key: what original depends on. layer: key of `qmodel.weights`; "" where nothing is
     quantized. edits: what a person wrote into it, in order. origin: "" for the current config, else the id of the run
-    that trained it.
+    that trained it, whose own edits are in the original.
     """
 
     model: Model
@@ -89,18 +89,26 @@ def _from_config(model: Model) -> _Found | None:
 
 
 def _from_run(model: Model, run_id: str) -> _Found:
-    from qlab.export.quantized_load import load_quantized
-
-    artifact = cache.store().artifact(cache.store().get_run(run_id).require_result()["artifacts"][TRAINED])
-    key = (model.content_hash, artifact.hash, TRAINED)
-    return _trained(key, model, artifact), key, lambda: load_quantized(artifact.path, model)
+    run = cache.store().get_run(run_id)
+    artifact = cache.store().artifact(run.require_result()["artifacts"][TRAINED])
+    # The file holds what training ended with; numbers that the run edited by hand stand in its spec.
+    edits = json.dumps(run.spec.get("edits", []))
+    key = (model.content_hash, artifact.hash, TRAINED if edits == "[]" else f"{TRAINED} {edits}")
+    return _trained(key, model, artifact, edits), key, lambda: _read_trained(model, artifact, edits)
 
 
 @st.cache_resource(max_entries=4, show_spinner="Reading the trained model")
-def _trained(key: Key, _model: Model, _artifact: Artifact) -> QuantizedModel:
+def _trained(key: Key, _model: Model, _artifact: Artifact, _edits: str) -> QuantizedModel:
+    return _read_trained(_model, _artifact, _edits)
+
+
+def _read_trained(model: Model, artifact: Artifact, edits: str) -> QuantizedModel:
+    from qlab.edits import Edit, apply_edits
     from qlab.export.quantized_load import load_quantized
 
-    return load_quantized(_artifact.path, _model)
+    qmodel = load_quantized(artifact.path, model)
+    apply_edits(qmodel, [Edit.from_dict(edit) for edit in json.loads(edits)])
+    return qmodel
 
 
 def trained_runs(model: Model) -> list[Run]:

@@ -18,12 +18,14 @@ from qlab.export.quantized_load import load_quantized
 from qlab.export.read_back import read_back
 from qlab.graph.capture import load_model
 from qlab.lab.experiment import Experiment
-from qlab.lab.run import find_prepared
-from qlab.lab.store import Store
+from qlab.lab.run import content_key_of, find_prepared
+from qlab.lab.sources import config_label
+from qlab.lab.store import DONE, Store
 from qlab.metrics import three_digits, write
 from qlab.preset import presets
+from qlab.training.settings import Training
 from qlab.ui import torch_converted as in_torch
-from qlab.ui import weight_edits, weight_edits_effect, weight_edits_proof
+from qlab.ui import weight_edits, weight_edits_accuracy, weight_edits_effect, weight_edits_proof
 from qlab.ui.weight_edits_controls import number
 from qlab.ui.weights_source import Shown
 from tests.jobs_here import carry
@@ -280,6 +282,31 @@ def test_accuracy_is_measured_with_and_without(page, asked, home) -> None:
     assert at.button(key="edits_measure").disabled
     at.run()
     assert len(asked) == 2
+
+
+def test_edits_of_a_trained_run_are_measured_against_it_under_its_own_name(page, known, home, monkeypatch) -> None:
+    """Whatever config and data are open; edits that the run had already stay."""
+    store, (model, _, _) = Store(home), known
+    first, second = Edit(LAYER, "code", (0, 0, 0, 0), 1), Edit(LAYER, "code", (1, 0, 0, 0), 2)
+    done = Experiment(MODEL, MODEL, "w4a8", training=Training(epochs=2), edits=(first,))
+    run = store.create_run(kind="experiment", spec=done.to_dict(), model=MODEL, config=config_label(done))
+    edited = done.replace(edits=(first, second), name="of another name")
+    found = store.create_run(kind="experiment", spec=edited.to_dict(), model=MODEL)
+    for made, what in ((run, done), (found, edited)):
+        store.start(made)
+        key = content_key_of(model.content_hash, "other data", 64, what)
+        store.identify(made, model_hash=model.content_hash, data_hash="other data", content_key=key)
+        store.finish(made, DONE, result={})
+    monkeypatch.setattr(weight_edits_accuracy.cache, "store", lambda: store)
+    monkeypatch.setattr(weight_edits_accuracy.cache, "model", lambda _: model)
+    monkeypatch.setattr(weight_edits_accuracy.state, "model_ref", lambda: None)
+    shown = replace(shown_by(known, (second,)), origin=run)
+    asked, plain = weight_edits_accuracy.experiments(shown)
+    assert asked.edits == (first, second)
+    assert asked.name == "w4a8 · trained 2 epochs, 2 numbers edited"
+    assert plain == done
+    assert weight_edits_accuracy._of(asked, store.get_run(run)).id == found
+    store.close()
 
 
 def test_the_verdict_is_that_of_the_two_runs(page, home) -> None:

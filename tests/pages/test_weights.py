@@ -16,13 +16,16 @@ from qlab.data import load_dataset
 from qlab.edits import Edit
 from qlab.graph.capture import load_model
 from qlab.graph.lower import attribute
+from qlab.lab.experiment import Experiment
 from qlab.lab.run import find_prepared
+from qlab.lab.sources import config_label
 from qlab.lab.store import DONE, Store
 from qlab.metrics import MINUS, write
 from qlab.preset import presets
 from qlab.quant.error import sqnr
 from qlab.quant.levels import levels_used
 from qlab.quant.packing import pack
+from qlab.training.settings import Training
 from qlab.ui import weights_bytes, weights_tabs
 from qlab.ui.weights_known import Known
 from tests.pages.elements import array, charts, deltas, figures, texts
@@ -290,6 +293,42 @@ def test_a_trained_model_can_be_looked_at(page, open_page, home, qmodels) -> Non
     other = open_page("weights", query={"model": "outlier_mlp"}, state={"weights.origin": run})
     assert not other.error
     assert other.session_state["weights.origin"] == ""
+
+
+def test_a_run_that_edited_what_it_trained_shows_its_edits(open_page, home, qmodels) -> None:
+    """The file of its training does not hold them."""
+    qmodel = qmodels(presets["w4a8"])
+    codes = qmodel.weights["block1.conv"].codes
+    new = -8 if codes[4, 0, 2, 1] != -8 else 7
+    edit = Edit("block1.conv", "code", (4, 0, 2, 1), new)
+    store = Store(home)
+    with store.new_file(".safetensors") as path:
+        qmodel.save(path)
+        artifact = store.add_upload(path, kind="trained model")
+    run = store.create_run(kind="experiment", spec={"edits": [edit.to_dict()]}, name="edited", model=MODEL)
+    store.start(run)
+    store.identify(run, model_hash=load_model(MODEL).content_hash)
+    store.finish(run, DONE, result={"artifacts": {"trained model": artifact.hash}})
+    store.close()
+    at = open_page("weights", query={"model": MODEL}, state={"weights.origin": run})
+    assert not at.error
+    expected = codes.clone()
+    expected[4, 0, 2, 1] = new
+    assert np.array_equal(shown_codes(at), expected.reshape(12, 9).numpy())
+
+
+def test_a_training_without_a_name_says_first_what_was_done(page, home, qmodels) -> None:
+    done = Experiment(MODEL, MODEL, "w4a8", training=Training(epochs=3))
+    store = Store(home)
+    with store.new_file(".safetensors") as path:
+        qmodels(presets["w4a8"]).save(path)
+        artifact = store.add_upload(path, kind="trained model")
+    run = store.create_run(kind="experiment", spec=done.to_dict(), model=MODEL, config=config_label(done))
+    store.start(run)
+    store.identify(run, model_hash=load_model(MODEL).content_hash)
+    store.finish(run, DONE, result={"artifacts": {"trained model": artifact.hash}})
+    store.close()
+    assert page().selectbox(key="weights_origin").options[1] == f"Trained 3 epochs: w4a8 ({run[:6]})"
 
 
 def test_what_was_written_by_hand_is_shown_and_framed(open_page, home, qmodels) -> None:
