@@ -20,7 +20,7 @@ from qlab.training.settings import Training
 from qlab.training.trainer import Trainer
 
 SEEDS = (0, 1, 2)
-LONG = Training(epochs=40, ranges="lsq", hints=0.0)
+LONG = Training(epochs=40, ranges="lsq", distillation=1.0, mixing=0.5, hints=0.0)
 
 
 def low_bits(weight: int, activation: int, weight_observer: str = "mse", observer: str = "mse") -> QConfigMapping:

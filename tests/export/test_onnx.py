@@ -94,7 +94,8 @@ def test_every_op_is_off_by_a_rounding_at_most(samples, name):
     assert found.tensors
     for tensor in found.tensors:
         assert tensor.own_largest <= 1, tensor
-        assert tensor.own_differing <= 0.001 * tensor.count, tensor
+        # Means of few whole numbers often lie halfway between two steps, and CPUs differ in which way they fall.
+        assert tensor.own_differing <= max(0.001 * tensor.count, 5), tensor
 
 
 @pytest.mark.parametrize("preset", ["x86", "arm", "tflite", "onnxruntime", "tensorrt", "w4a8"])
