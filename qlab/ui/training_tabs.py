@@ -117,15 +117,29 @@ def _epoch(history: History, key: str) -> int:
             "Previous", key=f"{key}_back", disabled=now == 0, on_click=training.set_epoch, args=(now - 1,),
             help="Goes one epoch back.",
         )  # fmt: skip
-        widgets.kept(
-            st.slider, "Epoch", 0, last, value=now, store=training.set_epoch, key=f"{key}_epoch", width=250,
-            help="Shows the state at the end of this epoch; 0 is before the first step.",
-        )  # fmt: skip
+        _slider(last, now, f"{key}_epoch_{last}")
         st.button(
             "Next", key=f"{key}_next", disabled=now == last, on_click=training.set_epoch, args=(now + 1,),
             help="Goes one epoch on.",
         )  # fmt: skip
     return now
+
+
+def _slider(last: int, now: int, key: str) -> None:
+    """key: another one for another end."""
+    # Not `widgets.kept`: it leaves the slider to begin at 0 and then moves it. In a training that goes on one drawing
+    # overtakes another, the move gets lost, and the browser reports that 0 as chosen.
+    given: dict[str, Any] = {"value": now}
+    if st.session_state.get(key, now) != now:
+        st.session_state[key], given = now, {}
+    st.slider(
+        "Epoch", 0, last, key=key, width=250, on_change=_slid, args=(key,),
+        help="Shows the state at the end of this epoch; 0 is before the first step.", **given,
+    )  # fmt: skip
+
+
+def _slid(key: str) -> None:
+    training.set_epoch(st.session_state[key])
 
 
 def flips(history: History) -> None:

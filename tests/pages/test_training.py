@@ -84,6 +84,11 @@ def tab(at, name):
     return at
 
 
+def epoch_slider(at, tab):
+    (found,) = (slider for slider in at.slider if slider.key.startswith(f"train_{tab}_epoch"))
+    return found
+
+
 # --- before -----------------------------------------------------------------------------------------------------------
 
 
@@ -284,8 +289,8 @@ def test_another_grid_can_be_followed(page, trained) -> None:
 def test_weights_are_looked_at_epoch_by_epoch(page, trained) -> None:
     history = trained[2]
     at = tab(page(), "Weights over the grid")
-    assert at.slider(key="train_weights_epoch").value == history.best
-    at.slider(key="train_weights_epoch").set_value(1).run()
+    assert epoch_slider(at, "weights").value == history.best
+    epoch_slider(at, "weights").set_value(1).run()
     button(at, "Next").click().run()
     assert at.session_state[training.EPOCH] == 2
     grid = next(g for g in history.grids if g.role == "weight")
@@ -293,14 +298,19 @@ def test_weights_are_looked_at_epoch_by_epoch(page, trained) -> None:
     _, counts = coarser(grid, 2)
     assert array(shown["y"])[:-1] == pytest.approx((100 * counts / grid.histogram[2].sum()).tolist())
     assert "near the middle between two grid points" in words(at)
-    at.slider(key="train_weights_epoch").set_value(0).run()
+    epoch_slider(at, "weights").set_value(0).run()
     assert button(at, "Previous").disabled
+    assert epoch_slider(at, "weights").value == 0
+    button(at, "Next").click().run()
+    assert epoch_slider(at, "weights").value == 1
+    # A browser that draws it for the first time begins where it stands, and not at 0.
+    assert epoch_slider(tab(page(), "Weights over the grid"), "weights").proto.default == [history.best]
 
 
 def test_a_link_opens_the_same_tensor_and_epoch(page, trained) -> None:
     tensor = [g.tensor for g in trained[2].grids if g.role == "weight"][-1]
     at = tab(page(epoch="1", tensor=tensor), "Weights over the grid")
-    assert at.slider(key="train_weights_epoch").value == 1
+    assert epoch_slider(at, "weights").value == 1
     assert at.selectbox(key="train_weight").value == tensor
     assert any("epoch=1" in code.value for code in at.code)
 
@@ -335,7 +345,7 @@ def test_codes_that_flip_are_counted_by_layer(page, trained) -> None:
 def test_the_state_of_every_grid_stands_in_a_table_what_is_marked_first(page, trained) -> None:
     history = trained[2]
     at = tab(page(), "Observer state")
-    at.slider(key="train_states_epoch").set_value(0).run()
+    epoch_slider(at, "states").set_value(0).run()
     table = at.dataframe[0].value
     assert sorted(table["Tensor"]) == sorted(g.tensor for g in history.grids)
     assert not table["Frozen"].any()
@@ -343,7 +353,7 @@ def test_the_state_of_every_grid_stands_in_a_table_what_is_marked_first(page, tr
     assert table["Tensor"][0] == "fc1.weight"
     assert table["Marks"][0] == "; ".join(history.grid("fc1.weight", "weight").marks(0)) != ""
     assert f"**1 of {len(history.grids)} grids** has a mark before training" in words(at)
-    at.slider(key="train_states_epoch").set_value(3).run()
+    epoch_slider(at, "states").set_value(3).run()
     assert at.dataframe[0].value["Frozen"].all()
 
 
