@@ -128,18 +128,19 @@ def _epoch(history: History, key: str) -> int:
 def _slider(last: int, now: int, key: str) -> None:
     """key: another one for another end."""
     # Not `widgets.kept`: it leaves the slider to begin at 0 and then moves it. In a training that goes on one drawing
-    # overtakes another, the move gets lost, and the browser reports that 0 as chosen.
+    # overtakes another, the move gets lost, and the browser reports what nobody chose: that 0, or where it stood.
     given: dict[str, Any] = {"value": now}
     if st.session_state.get(key, now) != now:
         st.session_state[key], given = now, {}
     st.slider(
-        "Epoch", 0, last, key=key, width=250, on_change=_slid, args=(key,),
+        "Epoch", 0, last, key=key, width=250, on_change=_slid, args=(key, now),
         help="Shows the state at the end of this epoch; 0 is before the first step.", **given,
     )  # fmt: skip
 
 
-def _slid(key: str) -> None:
-    training.set_epoch(st.session_state[key])
+def _slid(key: str, stood: int) -> None:
+    if st.session_state[key] != stood:
+        training.set_epoch(st.session_state[key])
 
 
 def flips(history: History) -> None:
