@@ -99,11 +99,11 @@ def headline(file: QuantizedFile, found: Match, model: Model) -> None:
             "Of the whole file; below it the version of the format.",
         ),
         (
-            "Weights on grids", whole(len(weights)), f"{_bits(file)}, {values:,} numbers",
+            "Weights on grids", whole(len(weights)), f"{_bits(file)}, {values:,} numbers" if weights else None,
             "Constants that the file holds as integers with scales, without biases.",
         ),
         (
-            "Activations on grids", whole(len(activations)), "known beforehand",
+            "Activations on grids", whole(len(activations)), "known beforehand" if activations else None,
             "Tensors between the layers whose scale and zero point are in the file; a dynamic file has none.",
         ),
         (
@@ -121,7 +121,7 @@ def headline(file: QuantizedFile, found: Match, model: Model) -> None:
 
 def _bits(file: QuantizedFile) -> str:
     kinds = dict.fromkeys(t.dtype for t in file.of("weight"))
-    return ", ".join(kinds) or "none"
+    return ", ".join(kinds)
 
 
 def told(file: QuantizedFile, found: Match, model: Model) -> None:

@@ -145,6 +145,9 @@ def test_a_float_file_says_that_nothing_is_quantized(page, keep, name) -> None:
     data = float_file(MODEL) if name == "onnx" else TFLITE["perceptron_float"].read_bytes()
     at = page(file=keep(data, f"float.{name}"))
     assert "There is nothing quantized in this file" in words(at)
+    for label in ("Weights on grids", "Activations on grids"):
+        (shown,) = (figure for figure in at.metric if figure.label == label)
+        assert (shown.value, shown.delta) == ("0", "")  # nothing is said of what is not there
     for title in ("Activations", "One tensor", "All tensors", "Operators", "Not matched"):
         tab(at, title)
 
