@@ -22,11 +22,16 @@ if TYPE_CHECKING:
     from qlab.conversion import FakeQuantize, QuantizedModel
 
 
+HALFWAY = 1e-4  # in steps
+
+
 @dataclass(frozen=True)
 class TensorParity:
     """count: values compared. differing, largest: codes that differ, and by how many steps at most.
 
-    own_differing, own_largest: the same when the op starts from the integer side's codes.
+    own_differing, own_largest: the same when the op starts from the integer side's codes. own_halves: of own_differing,
+    those whose value lies within HALFWAY of the middle between two codes: which one it becomes is up to the last bit of
+    a float sum, and that to the CPU.
     """
 
     tensor: str
@@ -35,6 +40,7 @@ class TensorParity:
     largest: int
     own_differing: int
     own_largest: int
+    own_halves: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -80,7 +86,7 @@ def parity(qmodel: QuantizedModel, inputs: tuple[Tensor, ...], options: RuntimeO
         own = _Compare(qmodel, assembled.codes, integer, follow=True)
         own.run(*inputs)
     rows = [
-        TensorParity(key, integer[key].numel(), *arrived.found[key], *own.found[key])
+        TensorParity(key, integer[key].numel(), *arrived.found[key], *own.found[key], own.halves[key])
         for key in arrived.found
     ]  # fmt: skip
     return _with_output(qmodel, rows, simulated, given[names[0]], len(inputs[0]))
@@ -119,6 +125,7 @@ class _Compare(fx.Interpreter):
         self.key_of = {id(module): key for key, module in qmodel.activations.items()}
         self.codes, self.integer, self.follow = codes, integer, follow
         self.found: dict[str, tuple[int, int]] = {}
+        self.halves: dict[str, int] = {}
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         result = super().call_module(target, args, kwargs)
@@ -132,6 +139,9 @@ class _Compare(fx.Interpreter):
         )
         own = torch.round(result.double() / scale.double()).long() + zero_point
         difference = (own - integer.reshape(own.shape)).abs()
+        steps = args[0].double() / scale.double()
+        halfway = ((steps - steps.floor() - 0.5).abs() <= HALFWAY) & (difference > 0)
+        self.halves[key] = int(halfway.sum())
         self.found[key] = (int((difference > 0).sum()), int(difference.max()) if difference.numel() else 0)
         if not self.follow:
             return result

@@ -94,8 +94,9 @@ def test_every_op_is_off_by_a_rounding_at_most(samples, name):
     assert found.tensors
     for tensor in found.tensors:
         assert tensor.own_largest <= 1, tensor
-        # Means of few whole numbers often lie halfway between two steps, and CPUs differ in which way they fall.
-        assert tensor.own_differing <= max(0.001 * tensor.count, 5), tensor
+        # One sum that many samples share may lie halfway: CPUs differ in the last bit of its mean.
+        assert tensor.own_differing - tensor.own_halves <= 0.001 * tensor.count, tensor
+        assert tensor.own_halves <= 0.01 * tensor.count, tensor
 
 
 @pytest.mark.parametrize("preset", ["x86", "arm", "tflite", "onnxruntime", "tensorrt", "w4a8"])
