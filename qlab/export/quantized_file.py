@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,7 @@ from qlab.config import QConfigMapping
 from qlab.conversion import FakeQuantize, QuantizedModel
 from qlab.errors import DataMismatch, InvalidConfig, NonFinite, QLabError
 from qlab.export.graph_json import write_graph
-from qlab.export.tensor_file import pack_file
+from qlab.export.tensor_file import pack_file, write_whole
 from qlab.graph.capture import Model
 from qlab.graph.lower import attribute
 from qlab.graph.placement import WeightPoint
@@ -43,14 +41,7 @@ def save_quantized(qmodel: QuantizedModel, path: str | Path) -> Path:
     if not path.parent.is_dir():
         raise InvalidConfig(f"there is no folder {str(path.parent)!r} to save {path.name!r} in: make it first.")
     data = quantized_bytes(qmodel)
-    handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        Path(draft).chmod(0o644)
-        Path(draft).replace(path)
-    finally:
-        Path(draft).unlink(missing_ok=True)
+    write_whole(path, data)
     return path
 
 

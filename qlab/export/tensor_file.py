@@ -8,7 +8,10 @@ Source: github.com/huggingface/safetensors.
 from __future__ import annotations
 
 import json
+import os
+import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 
 import safetensors
 import torch
@@ -42,6 +45,20 @@ def pack_file(texts: Mapping[str, str], tensors: Mapping[str, Tensor]) -> bytes:
     head = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     head += b" " * (-len(head) % 8)
     return b"".join([len(head).to_bytes(8, "little"), head, *values])
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write the file whole or not at all, also when the process is killed meanwhile; an older one is replaced."""
+    handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(draft).chmod(0o644)
+        Path(draft).replace(path)
+    finally:
+        Path(draft).unlink(missing_ok=True)
 
 
 def _bytes(tensor: Tensor) -> bytes:

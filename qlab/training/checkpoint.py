@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +12,7 @@ import torch
 from torch import Tensor
 
 from qlab.errors import BadUpload, InvalidConfig, UnsupportedModel
-from qlab.export.tensor_file import MAX_FILE, pack_file, unpack_file
+from qlab.export.tensor_file import MAX_FILE, pack_file, unpack_file, write_whole
 from qlab.training.history import PREFIX, History
 
 FORMAT = "qlab-training-1"
@@ -41,15 +39,7 @@ class Checkpoint:
                 f"{MAX_FILE / 2**30:.0f} GB: train without one, or a smaller network."
             )
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(draft).replace(path)
-        finally:
-            Path(draft).unlink(missing_ok=True)
+        write_whole(path, data)
 
     @classmethod
     def load(cls, path: Path, key: str) -> Checkpoint:

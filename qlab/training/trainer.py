@@ -73,9 +73,8 @@ class Trainer:
         self.train_part, self.held_out = _held_out(data.calibration, settings)
         self.reference = reference or evaluate(model, data)
         self.loss = Loss(self.network.reference, data.targets is not None, settings.distillation)
-        self.hints = Hints(self.network) if settings.hints else None
-        if self.hints is not None and not self.hints.keys:  # weights alone: nothing in between lies on a grid
-            self.hints = None
+        hints = Hints(self.network) if settings.hints else None
+        self.hints = hints if hints and hints.keys else None  # of weights alone nothing in between lies on a grid
         self.batch = min(model.fixed_batch or settings.batch_size, len(self.train_part))
         if model.fixed_batch and len(self.train_part) < model.fixed_batch:
             raise DataMismatch(
@@ -298,14 +297,9 @@ class Trainer:
 
     def _key(self, model: Model, data: Dataset, mapping: QConfigMapping) -> str:
         digest = hashlib.sha256()
-        for text in (
-            torch.__version__,
-            model.content_hash,
-            data.content_hash,
-            json.dumps(mapping.to_dict(), sort_keys=True),
-        ):
+        described = json.dumps([mapping.to_dict(), self.settings.to_dict()], sort_keys=True)
+        for text in (torch.__version__, model.content_hash, data.content_hash, described):
             digest.update(text.encode())
-        digest.update(json.dumps(self.settings.to_dict(), sort_keys=True).encode())
         for grid in self.network.grids:  # the calibration, by what it led to
             for held in (grid.scale, grid.zero_point, grid.low_share, grid.high_share):
                 digest.update(held.numpy().tobytes())
