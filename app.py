@@ -4,7 +4,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from qlab.ui import frame, warm
+from qlab.ui import curriculum, frame, warm
 
 PAGES = Path(__file__).resolve().parent / "pages"
 
@@ -46,6 +46,7 @@ def main() -> None:
                     graph="Graph",
                 ),
             ],
+            curriculum.SECTION: _pages("learn", **curriculum.menu()),
         }
     )
     warm.up()

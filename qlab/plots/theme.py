@@ -69,8 +69,8 @@ def palette(dark: bool) -> Palette:
 
 
 @cache
-def template(dark: bool) -> go.layout.Template:
-    """The plotly template of the app: transparent, quiet axes, units in the axis titles."""
+def template(dark: bool, size: float = 1.0) -> go.layout.Template:
+    """The plotly template of the app: transparent, quiet axes, units in the axis titles. size: of the letters."""
     colours = palette(dark)
     axis = {
         "gridcolor": colours.rule,
@@ -80,13 +80,13 @@ def template(dark: bool) -> go.layout.Template:
         "ticks": "outside",
         "ticklen": 4,
         "tickcolor": colours.rule,
-        "tickfont": {"color": colours.muted, "size": 12},
-        "title": {"font": {"color": colours.muted, "size": 13}, "standoff": 8},
+        "tickfont": {"color": colours.muted, "size": 12 * size},
+        "title": {"font": {"color": colours.muted, "size": 13 * size}, "standoff": 8},
         "automargin": True,
     }
     return go.layout.Template(
         layout={
-            "font": {"family": FONT, "size": 13, "color": colours.text},
+            "font": {"family": FONT, "size": 13 * size, "color": colours.text},
             "paper_bgcolor": "rgba(0,0,0,0)",
             "plot_bgcolor": "rgba(0,0,0,0)",
             "colorway": [
@@ -103,7 +103,7 @@ def template(dark: bool) -> go.layout.Template:
             },
             "margin": {"l": 8, "r": 8, "t": 8, "b": 8},
             "hoverlabel": {
-                "font": {"family": FONT, "size": 13, "color": colours.text},
+                "font": {"family": FONT, "size": 13 * size, "color": colours.text},
                 "bgcolor": colours.background,
                 "bordercolor": colours.rule,
             },
@@ -123,6 +123,11 @@ def figure(dark: bool, height: int, **layout: object) -> go.Figure:
     made = go.Figure()
     made.update_layout(template=template(dark), height=height, **layout)
     return made
+
+
+def enlarge(made: go.Figure, dark: bool, size: float) -> None:
+    """Larger letters, and as much more room, for a figure that is shown to a room."""
+    made.update_layout(template=template(dark, size), height=round((made.layout.height or 450) * size))
 
 
 def name_rows(made: go.Figure, names: Sequence[str]) -> None:

@@ -4,35 +4,48 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlencode, urlsplit, urlunsplit
 
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from qlab.ui import errors, facts, glossary, jobs, library, state, widgets
+from qlab.ui import chart_files, curriculum, errors, facts, glossary, jobs, library, presenter, state, widgets
 from qlab.ui.library import DataRef, ModelRef
 
 Ref = TypeVar("Ref", ModelRef, DataRef)
+STYLE = Path(__file__).with_name("page.css")
 
 
-def header(title: str, sentence: str, *, explain: str = "", terms: tuple[str, ...] = (), **share: str | None) -> None:
+def header(
+    title: str,
+    sentence: str,
+    *,
+    explain: str = "",
+    terms: tuple[str, ...] = (),
+    present: bool = False,
+    **share: str | None,
+) -> None:
     """The top of a page: a question as title, one sentence what is seen and what to try, Explain and Share.
 
         frame.header("Where do the values fall?", "Every observer's range at once; click one to use it.",
                      explain="How to read the picture ...", terms=("observer", "scale"), tensor=state.tensor())
 
     explain: Markdown. terms: words of qlab.ui.glossary that this page uses, explained in the popover.
+    present: offers presenter mode; where it is on, every page offers the way out.
     share: query parameters that reopen this view, beside model and data, which are always in the link.
     """
     with st.container(horizontal=True, vertical_alignment="bottom"):
         st.title(title, anchor=False)
         with st.popover("Explain", help="Shows what the words and pictures on this page mean."):
-            st.markdown("\n\n".join(part for part in (explain, glossary.explain(*terms)) if part))
+            st.markdown("\n\n".join(part for part in (glossary.linked(explain), glossary.explain(*terms)) if part))
         with st.popover("Share", help="Shows a link that opens this page with the same model, data and choices."):
             st.caption("This link opens the page as it is now, in any browser on this machine.")
-            st.code(link(**share), language=None, wrap_lines=True)
-    st.markdown(sentence)
+            st.code(link(**(presenter.share() | share)), language=None, wrap_lines=True)
+        if present or presenter.on():
+            presenter.switch()
+    st.markdown(glossary.linked(sentence))
     if notice := state.take_notice():
         st.info(errors.escape(notice))
 
@@ -52,14 +65,15 @@ def run(pages: dict[str, list[st.Page]]) -> None:
     page = st.navigation(pages, position="hidden")
     with errors.box():
         state.begin()
+        presenter.begin()
+    st.html(STYLE)
     with st.sidebar:
         st.markdown("**qlab** · quantization laboratory")
         places: Sequence[DeltaGenerator] = ()
         with errors.box():
             places = _choices()
         for section, entries in pages.items():
-            with st.container(gap="xsmall"):
-                st.caption(section)
+            with _section(section, open=page in entries):
                 for entry in entries:
                     st.page_link(entry, width="stretch")
         running = st.container()
@@ -72,6 +86,16 @@ def run(pages: dict[str, list[st.Page]]) -> None:
             place.caption(facts.of(*subjects))
     with running, errors.box():
         jobs.panel()
+    chart_files.offer()
+
+
+def _section(title: str, *, open: bool) -> DeltaGenerator:
+    """A part of the menu. The lessons are many, so they are folded while none of them is open."""
+    if title == curriculum.SECTION:
+        return st.expander(title, expanded=open)
+    place = st.container(gap="xsmall")
+    place.caption(title)
+    return place
 
 
 def _choices() -> tuple[DeltaGenerator, DeltaGenerator]:

@@ -1,6 +1,10 @@
-"""The lab's words in one or two sentences each, as the Explain popover of a page shows them."""
+"""The lab's words in one or two sentences each, and the links to them wherever they appear in a text."""
 
 from __future__ import annotations
+
+import re
+from functools import cache
+from urllib.parse import quote_plus
 
 TERMS: dict[str, str] = {
     "accuracy": "Share of the evaluation samples whose largest output is the right label.",
@@ -50,9 +54,104 @@ TERMS: dict[str, str] = {
     "LSQ": "Learned step size quantization: the scale of each grid is trained by its gradient, like a weight.",
     "distillation": "Learning to give what another network gives, here the float one, instead of the label alone.",
     "flip": "A weight whose code changed; of a prediction: another class than before.",
+    "accumulator": "The 32-bit integer in which a kernel adds up the products of integers.",
+    "boundary": "A place where values change between integer and float. Each costs a pass over the tensor.",
+    "folding": "Working the constants of a batch norm into the weights and bias of the layer before it.",
+    "fusing": "Computing several layers in one go, such as a convolution with its ReLU, so that nothing between them "
+    "is written to memory or rounded.",
+    "int8": "A whole number in 8 bits: −128 to 127 signed, 0 to 255 unsigned (uint8).",
+    "integer kernel": "The routine of a runtime that multiplies integers and adds them up in an accumulator.",
+    "outlier": "A value far from all others. It stretches the range, and all others share what is left of the grid.",
+    "PTQ": "Post-training quantization: a trained network is put on grids without training it further.",
+    "requantization": "Turning the accumulator into the next tensor's code: times one constant, rounded, shifted, cut.",
+    "state_dict": "PyTorch's table of a module's tensors by name: what is saved and loaded.",
 }
+# Each word's lesson, where one teaches it.
+TAUGHT: dict[str, str] = {
+    "scale": "grid",
+    "zero point": "grid",
+    "grid": "grid",
+    "round-off": "grid",
+    "clipping": "grid",
+    "qscheme": "schemes",
+    "observer": "observers",
+    "calibration": "observers",
+    "outlier": "observers",
+    "per tensor": "granularity",
+    "per channel": "granularity",
+    "per group": "granularity",
+    "axis": "granularity",
+    "SQNR": "bits",
+    "dynamic": "modes",
+    "static": "modes",
+    "weight-only": "modes",
+    "batch norm": "folding",
+    "folding": "folding",
+    "fusing": "folding",
+    "accumulator": "integers",
+    "requantization": "integers",
+    "integer kernel": "integers",
+    "simulated": "integers",
+    "boundary": "boundaries",
+    "QAT": "straight_through",
+    "fake quantization": "straight_through",
+    "straight-through estimator": "straight_through",
+    "packing": "few_bits",
+    "nibble": "few_bits",
+    "level": "few_bits",
+    "ledger": "not_quantized",
+    "state_dict": "state_dict",
+}
+_OTHERS = {"BatchNorm": "batch norm", "clipped": "clipping", "boundaries": "boundary"}  # spellings, by what they mean
+# What Markdown takes otherwise than as words: code, formulas, links, headings, icons and colours, tags.
+_NOT_TEXT = (
+    r"```.*?```|`[^`]*`|\$[^$\n]+\$|!?\[[^\]]*\]\([^)]*\)|^\#+ .*?$|:[a-z_]+/[a-z_]+:|:[a-z-]+\[|<[^>\n]*>|https?://\S+"
+)
 
 
 def explain(*terms: str) -> str:
     """These terms as a Markdown list, in the order given."""
-    return "\n".join(f"- **{term}** – {TERMS[term]}" for term in terms)
+    return "\n".join(f"- **{link(term)}** – {TERMS[term]}" for term in terms)
+
+
+def link(term: str, text: str = "") -> str:
+    """A Markdown link to a word, with what it means for the mouse. text: as it is spelled here."""
+    meaning = TERMS[term].replace('"', "'")
+    return f'[{text or term}](glossary?word={quote_plus(term)} "{meaning}")'
+
+
+def linked(text: str) -> str:
+    """Markdown in which each word of the glossary is a link where it first appears."""
+    seen: set[str] = set()
+
+    def turn(match: re.Match[str]) -> str:
+        word = match["word"]
+        term = None if word is None else _terms()[_plain(word)]
+        if term is None or term in seen:
+            return match[0]
+        seen.add(term)
+        return link(term, word)
+
+    return _pattern().sub(turn, text)
+
+
+def unlinked(text: str) -> str:
+    """The same text without these links."""
+    return re.sub(r"\[([^\]]*)\]\(glossary\?[^\s)]*(?: \"[^\"]*\")?\)", r"\1", text)
+
+
+@cache
+def _terms() -> dict[str, str]:
+    known = {_plain(term): term for term in TERMS} | {_plain(word): term for word, term in _OTHERS.items()}
+    return known | {f"{word}s": term for word, term in known.items()}
+
+
+def _plain(word: str) -> str:
+    return word.lower().replace("-", " ")
+
+
+@cache
+def _pattern() -> re.Pattern[str]:
+    words = sorted(_terms(), key=len, reverse=True)
+    either = "|".join(re.escape(word).replace(r"\ ", "[ -]") for word in words)
+    return re.compile(rf"{_NOT_TEXT}|(?<![\w/.-])(?P<word>(?i:{either}))(?![\w-])", re.MULTILINE | re.DOTALL)

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
+from qlab.plots.theme import enlarge
+from qlab.ui import presenter
+
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
@@ -47,6 +50,8 @@ def dark() -> bool:
 
 def chart(figure: go.Figure, *, key: str, **kwargs: Any) -> Any:
     """A plotly figure in the full width, in the template of qlab.plots. kwargs: on_select, selection_mode."""
+    if presenter.on():
+        enlarge(figure, dark(), presenter.SIZE)
     # theme=None: the template of qlab.plots carries fonts and colours; Streamlit's own would paint over them.
     return st.plotly_chart(figure, key=key, width="stretch", theme=None, config={"displaylogo": False}, **kwargs)
 
