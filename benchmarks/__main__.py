@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 import qlab
-from benchmarks import diagnosis, integer, layers, peers, sweeps, training
+from benchmarks import diagnosis, integer, layers, lessons, peers, sweeps, training
 from benchmarks.case import Case, Row, load_case, ratio, seconds
 from qlab.config import QuantSpec
 
@@ -245,6 +245,7 @@ MEASURES: dict[str, Callable[[Case], Iterator[Row]]] = {
     **layers.MEASURES,
     **diagnosis.MEASURES,
     **training.MEASURES,
+    **lessons.MEASURES,
 }
 
 

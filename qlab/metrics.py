@@ -101,6 +101,11 @@ def whole(value: float) -> str:
     return f"{round(value):,}"
 
 
+def counted(number: int, what: str) -> str:
+    """1 epoch, 20 epochs."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 def step_of(value: float, base: float, count: int) -> int:
     """The largest power of the base, below `count`, in which the number as it is written is 1 or above."""
     size, power = abs(value), 0

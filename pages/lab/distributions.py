@@ -3,7 +3,7 @@
 import streamlit as st
 
 from qlab.metrics import three_digits
-from qlab.ui import by_hand, cache, distributions, errors, frame, hand_controls, hand_run, state, trial, widgets
+from qlab.ui import by_hand, cache, distributions, errors, frame, hand_controls, hand_run, say, state, trial, widgets
 
 EXPLAIN = """
 **Reading the picture.** The blue shape counts the values. The bars above it are the ranges of all observers, with the
@@ -62,7 +62,7 @@ def look(entry, spec, tensor, key) -> None:
     distributions.headline(found)
     hand_run.panel(entry, ends)
     if entry.fixed:
-        st.caption(f"The output of {entry.fixed} has a range that is known without data, and a run uses that one.")
+        say.caption(f"The output of {entry.fixed} has a range that is known without data, and a run uses that one.")
 
     def channels() -> None:
         by_channel = distributions.channels(key, words, ends, tensor, spec, axis)

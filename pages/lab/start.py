@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from qlab.ui import cache, cards, choose, errors, frame, prepared, state
+from qlab.ui import cache, cards, choose, errors, frame, prepared, say, state
 
 frame.header(
     "Which network, on which data?",
@@ -43,7 +43,7 @@ if data is not None:
         if fits:
             prepared.accuracy(key="start")
         else:
-            st.info(
+            say.info(
                 "The float accuracy is measured once the data fits the network: the checks below say what is amiss."
             )
 if model is not None:

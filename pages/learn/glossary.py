@@ -8,6 +8,8 @@ frame.header(
     "What does the word mean?",
     "Every word of the lab in a sentence or two. In the texts of the other pages these words are underlined with dots: "
     "point at one to read what it means, click it to come here.",
+    explain="Words are linked where they first appear in a text. A lesson beside a word shows it at work on live "
+    "numbers.",
     present=True,
 )
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from qlab.config import QConfigMapping
 from qlab.difference import DEFAULT, Difference, FieldDifference, config_difference, observer_words
 from qlab.errors import DataMismatch, RunFailed
-from qlab.metrics import MISSING
+from qlab.metrics import MISSING, counted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -130,11 +130,11 @@ def changes_of(run: Run) -> str:
     spec = json.loads(run.spec_json) if run.kind == "experiment" else {}
     training, edits = spec.get("training"), len(spec.get("edits", []))
     done = [f"trained {_trained(training)}"] if training else []
-    return " · ".join(done + ([f"{edits} number{'s' if edits > 1 else ''} edited"] if edits else []))
+    return " · ".join(done + ([f"{counted(edits, 'number')} edited"] if edits else []))
 
 
 def _trained(training: Mapping[str, Any] | None) -> str:
-    return "none" if training is None else f"{training['epochs']} epochs"
+    return "none" if training is None else counted(training["epochs"], "epoch")
 
 
 def _mapping_text(spec: str) -> str:

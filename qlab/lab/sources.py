@@ -13,6 +13,7 @@ from qlab.errors import InvalidConfig
 from qlab.lab.experiment import IN_MEMORY, Experiment
 from qlab.lab.kept import file_key, kept
 from qlab.lab.store import Artifact, Store
+from qlab.metrics import counted
 from qlab.samples import sample_folder, sample_names
 
 if TYPE_CHECKING:
@@ -119,8 +120,8 @@ def label(reference: Any, store: Store) -> str:
 def config_label(experiment: Experiment) -> str:
     """The config in a few words."""
     training, edits = experiment.training, len(experiment.edits)
-    done = [f"trained {training.epochs} epochs"] if training is not None else []
-    done += [f"{edits} number{'s' if edits > 1 else ''} edited"] if edits else []
+    done = [f"trained {counted(training.epochs, 'epoch')}"] if training is not None else []
+    done += [f"{counted(edits, 'number')} edited"] if edits else []
     if isinstance(experiment.mapping, str):
         return " · ".join([experiment.mapping, *done])
     mapping = experiment.mapping

@@ -128,6 +128,10 @@ def figure(dark: bool, height: int, **layout: object) -> go.Figure:
 def enlarge(made: go.Figure, dark: bool, size: float) -> None:
     """Larger letters, and as much more room, for a figure that is shown to a room."""
     made.update_layout(template=template(dark, size), height=round((made.layout.height or 450) * size))
+    own = [trace.textfont for trace in made.data if "textfont" in trace]
+    for font in (*own, *(note.font for note in made.layout.annotations)):
+        if isinstance(font.size, int | float):  # its own, which the template does not move
+            font.size *= size
 
 
 def name_rows(made: go.Figure, names: Sequence[str]) -> None:

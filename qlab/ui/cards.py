@@ -10,7 +10,7 @@ import streamlit as st
 
 from qlab.metrics import write
 from qlab.plots.classes import class_counts
-from qlab.ui import errors, widgets
+from qlab.ui import errors, say, widgets
 
 if TYPE_CHECKING:
     from qlab.data import Dataset, Finding
@@ -71,9 +71,9 @@ def data_facts(data: Dataset) -> None:
         for name, x in zip(data.input_names, data.inputs, strict=True)
     )
     labels = "no labels: agreement and SQNR only" if data.targets is None else f"{data.n_classes} {data.label_kind}"
-    st.markdown(f"**{len(data):,} samples** · {shapes} · {labels}")
+    say.markdown(f"**{len(data):,} samples** · {shapes} · {labels}")
     steps = [f"{name} {_numbers(value)}" for name in ("scale", "mean", "std") if (value := getattr(data, name))]
-    st.caption(
+    say.caption(
         f"Preprocessing: {', '.join(steps)}" if steps else "No preprocessing: the network sees the stored values."
     )
 
@@ -105,7 +105,7 @@ def examples(data: Dataset, *, key: str) -> None:
         frame.insert(0, "Label", labels[:ROWS])
         st.dataframe(frame, key=key, hide_index=True, width="stretch")
         if flat.shape[1] > VALUES:
-            st.caption(f"The first {VALUES} of {flat.shape[1]:,} values of each sample, as stored.")
+            say.caption(f"The first {VALUES} of {flat.shape[1]:,} values of each sample, as stored.")
 
 
 def _label(data: Dataset, i: int) -> str:
@@ -156,10 +156,10 @@ def checks(findings: list[Finding]) -> bool:
         if finding.severity == "error":
             st.error(text)
         elif finding.severity == "warning":
-            st.warning(text)
+            say.warning(text)
     fine = [errors.escape(f.message) for f in findings if f.severity == "ok"]
     if fine:
-        st.caption("Checked: " + " ".join(fine))
+        say.caption("Checked: " + " ".join(fine))
     return all(finding.severity != "error" for finding in findings)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import streamlit as st
 
-from qlab.ui import errors, state
+from qlab.ui import errors, say, state
 
 if TYPE_CHECKING:
     from qlab.analysis.remedy import Remedy
@@ -51,7 +51,9 @@ def bar(key: str) -> None:
     if not done:
         return
     with st.container(horizontal=True, vertical_alignment="center", border=True, key=f"{key}_bar"):
-        st.markdown(f"Done: {errors.escape(done[-1][0])}. The config is now **{errors.escape(state.config_label())}**.")
+        say.markdown(
+            f"Done: {errors.escape(done[-1][0])}. The config is now **{errors.escape(state.config_label())}**."
+        )
         st.button(
             "Undo", key=f"{key}_undo", type="primary", on_click=undo, help="Brings back the config before this change."
         )

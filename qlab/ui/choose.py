@@ -10,7 +10,7 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from qlab.errors import InvalidConfig
-from qlab.ui import cache, errors, facts, library, prepared, state, uploads
+from qlab.ui import cache, errors, facts, library, prepared, say, state, uploads
 from qlab.ui.library import DataRef, ModelRef
 
 if TYPE_CHECKING:
@@ -36,8 +36,8 @@ def sample_cards() -> dict[str, DeltaGenerator]:
             border=True, key=f"start_card_{card.name}", height="stretch", vertical_alignment="distribute"
         )
         with place.container():
-            st.markdown(f"**{card.title}**", help=card.architecture)
-            st.caption(card.task)
+            say.markdown(f"**{card.title}**", help=card.architecture)
+            say.caption(card.task)
         with place.container():
             places[card.name] = st.empty()
             places[card.name].caption(facts.of(ref))
@@ -74,9 +74,9 @@ def about(ref: ModelRef) -> None:
     card = library.cards().get(ref.source) if ref.kind == "sample" else None
     if card is None:
         return
-    st.markdown(card.notes or card.architecture)
+    say.markdown(card.notes or card.architecture)
     if card.planted:
-        st.caption(f"Planted on purpose: {card.planted}")
+        say.caption(f"Planted on purpose: {card.planted}")
 
 
 # --- uploads ----------------------------------------------------------------------------------------------------------
@@ -103,12 +103,12 @@ def upload() -> None:
             key="start_upload_data",
             text="Makes this data calibrate and evaluate; how it is scaled is set beside the examples below.",
         )
-        st.caption(
+        say.caption(
             "Samples lie along the first axis. Labels are the array named y, or a column named y or label; images in a "
             "zip are labelled by their folder. Without labels, agreement with float and SQNR are measured instead of "
             "accuracy."
         )
-    st.caption("These lines write the file of any network in PyTorch; example_input is one batch of what it takes:")
+    say.caption("These lines write the file of any network in PyTorch; example_input is one batch of what it takes:")
     st.code(_export_lines(), language="python", wrap_lines=True)
 
 
@@ -153,7 +153,7 @@ def preprocessing(data: Dataset) -> None:
         return
     mark = ref.source[-8:]
     with st.form(f"start_preprocessing_{mark}"):
-        st.markdown(
+        say.markdown(
             "**Preprocessing**: the network sees (x × scale − mean) / std, which must be what it was trained with."
         )
         columns = st.columns(3)

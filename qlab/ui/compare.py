@@ -13,7 +13,7 @@ from qlab.config import QConfigMapping
 from qlab.errors import DataMismatch, QLabError
 from qlab.lab import compared
 from qlab.lab.compared import FLOAT, IS_BASELINE, Against, Line, line_of, titles
-from qlab.ui import cache, errors, history, state
+from qlab.ui import cache, errors, history, say, state
 from qlab.ui.history import History
 
 if TYPE_CHECKING:
@@ -161,11 +161,11 @@ def against(run: Run, baseline: Run | None, title: str) -> Against:
         return Against("no result", str(error).rstrip("."))
 
 
-def say(found: Against) -> None:
+def tell(found: Against) -> None:
     """The verdict as a badge and a sentence."""
     colour = {"better": "green", "worse": "orange"}.get(found.tone, "gray")
     words = found.words[:1].upper() + found.words[1:]
-    st.markdown(f":{colour}-badge[{errors.escape(found.short)}] {errors.escape(words)}.")
+    say.markdown(f":{colour}-badge[{errors.escape(found.short)}] {errors.escape(words)}.")
 
 
 def mapping_of(run: Run | None) -> QConfigMapping:

@@ -9,7 +9,7 @@ import streamlit as st
 from qlab.errors import QLabError
 from qlab.lab.compared import changes_of, float_latency, newest_timing
 from qlab.metrics import COMPUTED, metric, write
-from qlab.ui import cache, compare, errors, jobs, results, state, training, widgets
+from qlab.ui import cache, compare, errors, jobs, results, say, state, training, widgets
 from qlab.ui.compare import Compared
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def _latency_state(shown: Compared) -> None:
     lines = shown.lines.values()
     without = [line for line in lines if line.latency is None]
     if len(without) == len(lines):
-        st.info("None of these runs has been timed yet: the button above does it, in a process of its own.")
+        say.info("None of these runs has been timed yet: the button above does it, in a process of its own.")
         return
     words = [f"{len(without)} of {len(lines)} have not been timed and are left out"] if without else []
     newest = newest_timing(cache.store(), shown.ids)
@@ -140,7 +140,7 @@ def _latency_state(shown: Compared) -> None:
     timed = {run_id for run_id, line in shown.lines.items() if line.latency is not None}
     if not timed <= together:
         words.append("not all were timed together, and the machine may have been busier at one time than at another")
-    st.caption("Times are those of integer kernels, whatever the accuracy was computed with. " + _sentence(words))
+    say.caption("Times are those of integer kernels, whatever the accuracy was computed with. " + _sentence(words))
 
 
 def _sentence(words: list[str]) -> str:
@@ -158,12 +158,12 @@ def picked(shown: Compared) -> None:
     held = compare.against(run, baseline, shown.title(baseline))
     with st.container(border=True, key="compare_picked"):
         with st.container(horizontal=True, vertical_alignment="center", gap="small"):
-            st.markdown(f"**{errors.escape(shown.title(run))}**", width="stretch")
+            say.markdown(f"**{errors.escape(shown.title(run))}**", width="stretch")
             _buttons(shown)
         widgets.figures(_figures(line, run.headline.computed, held, shown.title(baseline)))
-        compare.say(held)
+        compare.tell(held)
         if line.dropped:
-            st.caption(errors.escape(f"This run was {line.dropped}."))
+            say.caption(errors.escape(f"This run was {line.dropped}."))
 
 
 def _figures(line: Line, computed: str, held: Against, title: str) -> list[tuple[str, str, str | None, str]]:

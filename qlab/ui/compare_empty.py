@@ -7,7 +7,7 @@ from pathlib import Path
 import streamlit as st
 
 from qlab.preset import presets
-from qlab.ui import compare, errors, jobs, state
+from qlab.ui import compare, errors, jobs, say, state
 from qlab.ui.compare import Compared
 
 FIRST = ("x86", "arm", "w4a8")
@@ -21,22 +21,22 @@ def draw(shown: Compared) -> None:
     going = st.session_state.get("compare.sweep")
     run = jobs.watch(going, key="compare_sweep") if going is not None else None
     if going is not None and run is None:
-        st.caption("The runs appear here when all three are done.")
+        say.caption("The runs appear here when all three are done.")
         return
     if run is not None and run.status == "failed":
         errors.failure(run.error or "The sweep ended without a result.", run.detail)
     if shown.chosen and not shown.missing:
-        st.info("No run is compared: choose some above.")
+        say.info("No run is compared: choose some above.")
         return
     what = f"{state.model_ref().title} on {state.data_ref().title}"
     if shown.chosen:
-        st.info("None of the runs that were asked for is here: they were deleted, or belong to another machine.")
+        say.info("None of the runs that were asked for is here: they were deleted, or belong to another machine.")
     elif shown.history.runs:
-        st.info(
+        say.info(
             errors.escape(f"There is no finished experiment of {what} yet. Runs of other networks can be chosen above.")
         )
     else:
-        st.info(errors.escape(f"There is no finished experiment yet, of {what} or anything else."))
+        say.info(errors.escape(f"There is no finished experiment yet, of {what} or anything else."))
     titles = ", ".join(presets.about(name).title for name in FIRST)
     with st.container(horizontal=True, vertical_alignment="center"):
         st.button(

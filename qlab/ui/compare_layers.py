@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import streamlit as st
 
 from qlab.metrics import COMPUTED
-from qlab.ui import cache, errors, results, widgets
+from qlab.ui import cache, errors, results, say, widgets
 from qlab.ui.compare import Compared
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def draw(shown: Compared) -> None:
     # With what the figures come from, where they differ: simulated noise is not shown as that of kernels.
     names = [shown.title(run) + (f" · {run.headline.computed}" if len(backends) > 1 else "") for run in runs]
     layers, matrix = _matrix(tuple(run.id for run in runs), str(cache.store().home), runs)
-    st.caption(errors.escape(words))
+    say.caption(errors.escape(words))
     widgets.chart(
         sqnr_heatmap(layers, names, matrix, widgets.dark()),
         key="compare_heatmap",

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import streamlit as st
 
-from qlab.ui import compare, history, run_list
+from qlab.ui import compare, history, run_list, say
 from qlab.ui.compare import Compared
 from qlab.ui.history import ANY, Filter
 
@@ -19,7 +19,7 @@ FIELDS = ("model", "tag", "sweep")
 def draw(shown: Compared) -> None:
     """What is compared, in a line, and the table to choose from, which is worked out when it is open."""
     total = len(shown.history.runs)
-    st.caption(_words(shown, total))
+    say.caption(_words(shown, total))
     picker = st.expander("Choose runs", key="compare_pick", on_change="rerun")
     if picker.open:
         with picker:
@@ -47,14 +47,14 @@ def _choose(shown: Compared) -> None:
         _buttons(shown, current)
     found = current.keep(shown.history)
     if not found:
-        st.info("No finished experiment has all of these words and properties: take one of the filters away.")
+        say.info("No finished experiment has all of these words and properties: take one of the filters away.")
         return
     ids = [run.id for run in found]
     run_list.pick(
         shown.history, ids, shown.ids, lambda ticked: compare.choose(compared_with(ticked, ids, shown.ids)),
         key=TABLE, order=COLUMNS, most=HEIGHT, alt="Runs that can be compared",
     )  # fmt: skip
-    st.caption(f"{len(ids):,} shown. What is ticked is compared, also where a filter hides it.")
+    say.caption(f"{len(ids):,} shown. What is ticked is compared, also where a filter hides it.")
 
 
 def _set_filter(new: Filter) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from qlab.ui import cache
+from qlab.ui import cache, say
 from qlab.ui.compare import Compared
 
 
@@ -15,7 +15,7 @@ def draw(shown: Compared) -> None:
 
     # Read here: the files are made in a thread that knows no session.
     lines, runs, baseline, store = list(shown.lines.values()), list(shown.runs), shown.baseline, cache.store()
-    st.caption(
+    say.caption(
         f"All {len(runs):,} runs of this comparison. A link that opens it in this lab is under Share at the top."
     )
     with st.container(horizontal=True, gap="small"):

@@ -9,7 +9,7 @@ import streamlit as st
 
 from qlab.lab.compared import changes_of
 from qlab.plots.theme import palette
-from qlab.ui import compare, run_list, widgets
+from qlab.ui import compare, run_list, say, widgets
 from qlab.ui.compare import Against, Compared
 from qlab.ui.compare_columns import columns
 
@@ -90,7 +90,7 @@ def _table(shown: Compared) -> None:
         selection_mode="single-row",
         alt="The runs that are compared",
     )
-    st.caption(
+    say.caption(
         "A click on a heading sorts, one on the left edge picks a run. What lies inside the noise is grey: chance "
         "alone would flip that unevenly in more than 5 of 100 cases (McNemar's test on the same samples)."
     )

@@ -9,7 +9,7 @@ import streamlit as st
 
 from qlab.config import QuantSpec
 from qlab.lab.compared import changes_of
-from qlab.ui import cache, compare, converted, distributions, errors, results, tensors, trial, widgets
+from qlab.ui import cache, compare, converted, distributions, errors, results, say, tensors, trial, widgets
 from qlab.ui.compare import Compared
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def draw(shown: Compared, a: Run | None, b: Run) -> None:
     """The box with all tensors of the network, and the chosen one under both configs."""
     st.subheader("What does each make of a tensor?", anchor=False)
     if a is not None and a.model_hash != b.model_hash:
-        st.info("The two runs are of different networks, so they have no tensor in common.")
+        say.info("The two runs are of different networks, so they have no tensor in common.")
         return
     model = open_model(b)
     entry = _chosen(model)
@@ -66,7 +66,7 @@ def draw(shown: Compared, a: Run | None, b: Run) -> None:
         _picture(entry, drawn)
     if words:
         said = "; ".join(words)
-        st.caption(errors.escape(f"{said[:1].upper()}{said[1:]}."))
+        say.caption(errors.escape(f"{said[:1].upper()}{said[1:]}."))
 
 
 def _label(shown: Compared, run: Run) -> str:

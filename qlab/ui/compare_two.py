@@ -11,7 +11,7 @@ import streamlit as st
 from qlab.errors import DataMismatch
 from qlab.lab.compared import against
 from qlab.metrics import COMPUTED
-from qlab.ui import cache, compare, compare_tensor, errors, flips, results, run_list, widgets
+from qlab.ui import cache, compare, compare_tensor, errors, flips, results, run_list, say, widgets
 from qlab.ui.compare import Compared
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def draw(shown: Compared) -> None:
     """Everything of the tab; a change of its controls draws this alone."""
     a, b = _choices(shown)
     if b is None:
-        st.info("Choose a second run above to hold the two against each other.")
+        say.info("Choose a second run above to hold the two against each other.")
         return
     with errors.box():
         _difference(shown, a, b)
@@ -95,7 +95,7 @@ def _difference(shown: Compared, a: Run | None, b: Run) -> None:
     others = [] if a is None else other_settings(a, b)
     words = found.words if found.rows or not others else "the config is the same"
     more = "; ".join(f"{name} {x} → {y}" for name, x, y in others)
-    st.markdown(f"**Differs in:** {errors.escape('; '.join(part for part in (words, more) if part))}.")
+    say.markdown(f"**Differs in:** {errors.escape('; '.join(part for part in (words, more) if part))}.")
     names = _headings(shown, a, b)
     rows = [(row.where, row.field or "all", row.a, row.b) for row in found.rows]
     rows += [("run", *other) for other in others]
@@ -157,12 +157,12 @@ def _flips(shown: Compared, a: Run | None, b: Run) -> None:
     try:
         pair = _pair("" if a is None else a.id, b.id, str(cache.store().home), a, b)
     except DataMismatch as error:
-        st.info(errors.escape(str(error)))
+        say.info(errors.escape(str(error)))
         return
     found = against(pair.comparison, shown.title(a))
-    compare.say(found)
+    compare.tell(found)
     x, y = (COMPUTED[e.backend] for e in (pair.before, pair.after))
     if a is not None and x != y:
-        st.caption(f"The first was evaluated {x}, the second {y}: a part of the difference may come from that.")
+        say.caption(f"The first was evaluated {x}, the second {y}: a part of the difference may come from that.")
     names = _headings(shown, a, b) if all(len(n) <= SHORT for n in _headings(shown, a, b)) else ("first", "second")
     flips.draw(results.evaluation_data(b), pair.before, pair.after, pair.comparison, names=names, key="compare_flips")

@@ -18,7 +18,7 @@ from qlab.errors import QLabError
 from qlab.metrics import MINUS
 from qlab.preset import presets
 from qlab.quant.observers import OBSERVERS, Param
-from qlab.ui import errors, overrides, state
+from qlab.ui import errors, overrides, say, state
 
 Role = Literal["weight", "activation"]
 Change = Callable[[QuantSpec], None]
@@ -137,9 +137,9 @@ def preset_chips() -> None:
         help="Replaces the whole config, rules for single layers included.",
     )
     if name:
-        st.caption(f"**{presets.about(name).title}** – {presets.about(name).summary}")
+        say.caption(f"**{presets.about(name).title}** – {presets.about(name).summary}")
     else:
-        st.caption("**Your own** – no preset has exactly these settings. A chip above replaces them.")
+        say.caption("**Your own** – no preset has exactly these settings. A chip above replaces them.")
 
 
 def config_card() -> None:
@@ -159,7 +159,7 @@ def config_card() -> None:
         format_func=MODE_NAMES.__getitem__,
         help="When activations get their range: ahead from the calibration, at every call, or never.",
     )
-    st.caption(MODE_SUMMARY[mode])
+    say.caption(MODE_SUMMARY[mode])
     if config is None:
         return
     weights, activations = st.columns(2, gap="medium")
@@ -171,7 +171,7 @@ def config_card() -> None:
 
 def _weights(config: QConfig) -> None:
     with st.container(horizontal=True, vertical_alignment="center"):
-        st.markdown("**Weights**", width="content")
+        say.markdown("**Weights**", width="content")
         kept(
             st.toggle,
             "quantize",
@@ -182,15 +182,15 @@ def _weights(config: QConfig) -> None:
             help="Off leaves weights float, which shows what the activations alone cost; static mode only.",
         )
     if config.weight is None:
-        st.caption("Weights stay float.")
+        say.caption("Weights stay float.")
         return
     spec_controls(config.weight, lambda spec: _set(weight=spec), role="weight", key="exp_w")
 
 
 def _activations(config: QConfig) -> None:
-    st.markdown("**Activations**", help="The values that flow between the layers; their range comes from data.")
+    say.markdown("**Activations**", help="The values that flow between the layers; their range comes from data.")
     if config.activation is None:
-        st.caption("Activations stay float in this mode. Choose static or dynamic to quantize them too.")
+        say.caption("Activations stay float in this mode. Choose static or dynamic to quantize them too.")
         return
     spec_controls(
         config.activation,
@@ -207,7 +207,7 @@ def spec_controls(spec: QuantSpec, change: Change, *, role: Role, key: str, rang
     ranged_per_call: dynamic mode, which gives the observer and one scale a tensor; bits, grid and sign are free.
     """
     kind = f"{'int' if spec.signed else 'uint'}{spec.bits}"
-    st.caption(f"`{kind}` · codes {spec.quant_min} … {spec.quant_max}".replace("-", MINUS))
+    say.caption(f"`{kind}` · codes {spec.quant_min} … {spec.quant_max}".replace("-", MINUS))
 
     def control(widget: Callable[..., Any], label: str, field: str, *args: Any, value: Any, **kwargs: Any) -> None:
         store = kwargs.pop("store", lambda new: change(spec.replace(**{field: new})))
@@ -234,7 +234,7 @@ def spec_controls(spec: QuantSpec, change: Change, *, role: Role, key: str, rang
         help=SCHEME_HELP[role],
     )
     if role == "activation" and spec.granularity == "channel":
-        st.caption("No integer kernel runs this: the result is simulated only.")
+        say.caption("No integer kernel runs this: the result is simulated only.")
     if spec.granularity == "group":
         control(
             st.number_input,
@@ -247,7 +247,7 @@ def spec_controls(spec: QuantSpec, change: Change, *, role: Role, key: str, rang
             help="Smaller groups follow the weights more closely; a layer whose rows do not divide by it stays float.",
         )
     if ranged_per_call:
-        st.caption("Range: the minimum and maximum of each call.")
+        say.caption("Range: the minimum and maximum of each call.")
     else:
         _observer(spec, change, role, control)
     control(

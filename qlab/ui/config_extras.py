@@ -12,7 +12,7 @@ import streamlit as st
 from qlab.config import QConfigMapping
 from qlab.difference import SWITCHES
 from qlab.errors import QLabError
-from qlab.ui import config_editor, errors, overrides, state
+from qlab.ui import config_editor, errors, overrides, say, state
 
 if TYPE_CHECKING:
     from qlab.graph.capture import Model
@@ -80,7 +80,7 @@ def switches(model: Model | None) -> None:
                 help=HELP[name],
             )
     for words in remarks(mapping, None if model is None else _pairs(model.content_hash, model)):
-        st.caption(words)
+        say.caption(words)
 
 
 def _switch(name: str, on: bool) -> None:
@@ -101,7 +101,7 @@ def ranges(model: Model | None) -> None:
         errors.show(problem)
     if not held:
         return
-    st.markdown("**Ranges set by hand**", help="The grid of these tensors is laid over this range, whatever the "
+    say.markdown("**Ranges set by hand**", help="The grid of these tensors is laid over this range, whatever the "
                 "observer says. Distributions sets one by dragging over the picture.")  # fmt: skip
     rows = [(name, low, high) for name, (low, high) in held.items()]
     # Edits are told relative to what the table was given, so each change starts another one.
@@ -125,7 +125,7 @@ def ranges(model: Model | None) -> None:
         },
     )
     if model is not None and (unknown := [name for name in held if name not in _tensors(model)]):
-        st.warning(
+        say.warning(
             f"This network has no tensor {errors.escape(overrides.some(unknown))} that could lie on a grid: "
             f"{'these ranges do' if len(unknown) > 1 else 'this range does'} nothing. Select the row and delete it."
         )

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import streamlit as st
 
-from qlab.ui import cache, errors, jobs
+from qlab.ui import cache, errors, jobs, say
 
 T = TypeVar("T")
 
@@ -48,7 +48,7 @@ def require(
     if found is not None:
         return found
     if run.status == "cancelled":
-        st.info(words.stopped)
+        say.info(words.stopped)
     else:
         errors.failure(run.error or words.no_result, run.detail)
     st.button(words.again, key=f"{key}_again", on_click=started.__delitem__, args=(mine,), help=words.help)

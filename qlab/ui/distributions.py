@@ -13,7 +13,7 @@ import streamlit as st
 from qlab.config import QuantSpec
 from qlab.metrics import metric, three_digits, write
 from qlab.quant.observers import OBSERVERS
-from qlab.ui import by_hand, prepared, state, trial, widgets
+from qlab.ui import by_hand, prepared, say, state, trial, widgets
 from qlab.ui.tensors import Entry, ModelTensors
 
 if TYPE_CHECKING:
@@ -281,7 +281,7 @@ def channel_panel(entry: Entry, found: Channels | None, study: Study, channel: i
     from qlab.plots.channels import channel_figure
 
     if found is None:
-        st.caption("This tensor has no channels: it is one row of values.")
+        say.caption("This tensor has no channels: it is one row of values.")
         return
     is_weight = entry.role == "weight"
     count = len(found.minimum)
@@ -329,7 +329,7 @@ def channel_panel(entry: Entry, found: Channels | None, study: Study, channel: i
         alt=f"Ranges of {count} channels of {entry.tensor}; {suffering} lose two bits or more to sharing a grid.",
         **({"on_select": _click_channel, "selection_mode": "points"} if is_weight else {}),
     )
-    st.caption(_channel_words(found, shares, suffering, is_weight) + _cut_words(found, study))
+    say.caption(_channel_words(found, shares, suffering, is_weight) + _cut_words(found, study))
 
 
 def _channel_words(found: Channels, shares: bool, suffering: int, is_weight: bool) -> str:
@@ -361,7 +361,7 @@ def how_computed(found: Study) -> None:
     """The formulas with the numbers of this tensor."""
     spec, line = found.spec, found.chosen
     if line.scale.size > 1:
-        st.markdown(
+        say.markdown(
             f"Every {spec.granularity} has a scale and a zero point of its own, {line.scale.size:,} of each, by "
             f"the rule **{found.observed.observer}**: {_rule(found.observed.observer)}"
             + ("" if found.ends is None else f" Each range is then cut to {by_hand.span(found.ends)}, set by hand.")
@@ -370,7 +370,7 @@ def how_computed(found: Study) -> None:
     scale, zero, low, high = float(line.scale[0]), int(line.zero_point[0]), float(line.low[0]), float(line.high[0])
     value = 0.37 * (high if abs(high) >= abs(low) else low)
     code = min(max(round(value / scale) + zero, spec.quant_min), spec.quant_max)
-    st.markdown(
+    say.markdown(
         f"1. **{line.observer}** picks the range. {_rule(line.observer)}\n"
         f"2. The range is laid on the codes {spec.quant_min:,} … {spec.quant_max:,} so that 0 lies exactly on one: "
         f"scale = `{scale:.6g}`, zero point = `{zero}`. The grid then reaches from `{low:.6g}` to `{high:.6g}`.\n"

@@ -17,7 +17,7 @@ import streamlit as st
 from qlab.config import QConfigMapping
 from qlab.metrics import metric, write
 from qlab.plots.layers import sqnr_bars
-from qlab.ui import cache, choose, converted, errors, prepared, state, widgets
+from qlab.ui import cache, choose, converted, errors, prepared, say, state, widgets
 
 if TYPE_CHECKING:
     from qlab.calibration import Calibration
@@ -96,12 +96,12 @@ def expected_seconds(runs: Sequence[Run], model_hash: str, data_hash: str | None
 
 def panel(model: Model | None) -> None:
     """What the current config will give. Makes the calibration first where there is none, and shows how far that is."""
-    st.markdown(
+    say.markdown(
         "**What it will give**",
         help="Known before a run: bytes exactly, noise from the calibration. What it does to the accuracy takes a run.",
     )
     if model is None:
-        st.caption("The network could not be read; the message above says why.")
+        say.caption("The network could not be read; the message above says why.")
         return
     if not choose.data_fits(model):
         return
@@ -132,11 +132,11 @@ def draw(found: Estimate) -> None:
     reasons = Counter((row.op, row.reason) for row in found.ledger if not row.quantized)
     if reasons:
         with st.expander(f"Why {sum(reasons.values())} ops stay float"):
-            st.markdown(
+            say.markdown(
                 "\n".join(f"- {n} × `{op}`: {errors.escape(reason)}" for (op, reason), n in reasons.most_common())
             )
     if found.sqnr:
-        st.markdown(
+        say.markdown(
             "**Noise each layer adds itself**, worst first",
             help="Estimated from the calibration: what the weight and the output of a layer lose on their grids. The "
             "errors of earlier layers come on top; a run measures those too.",
@@ -146,4 +146,4 @@ def draw(found: Estimate) -> None:
         figure.update_xaxes(title_text=metric("sqnr").axis, range=[0, 1.35 * max(figure.data[0].x)])
         widgets.chart(figure, key="exp_estimate_sqnr")
         if len(found.sqnr) > WORST:
-            st.caption(f"{len(found.sqnr) - WORST} more tensors are better than these.")
+            say.caption(f"{len(found.sqnr) - WORST} more tensors are better than these.")

@@ -9,7 +9,7 @@ import streamlit as st
 
 from qlab.metrics import percent, write
 from qlab.plots.size import size_bars
-from qlab.ui import cache, choose, derived, errors, state, widgets
+from qlab.ui import cache, choose, derived, errors, say, state, widgets
 
 if TYPE_CHECKING:
     from qlab.graph.capture import Model
@@ -125,10 +125,10 @@ def cards(found: Exports, model: Model) -> None:
 
 
 def _onnx_card(found: Exports, name: str) -> None:
-    st.markdown("**ONNX**, for runtimes", help="The network with integer weights, as other programs read it.")
+    say.markdown("**ONNX**, for runtimes", help="The network with integer weights, as other programs read it.")
     if found.onnx is None or found.contents is None:
-        st.warning(errors.escape(found.blocked or "This network has no ONNX form."))
-        st.caption(
+        say.warning(errors.escape(found.blocked or "This network has no ONNX form."))
+        say.caption(
             "A layer that is named here can be kept float with a rule on Experiment; an op without an ONNX form has to "
             "be replaced in the network. The quantized model is complete either way."
         )
@@ -136,14 +136,14 @@ def _onnx_card(found: Exports, name: str) -> None:
             with st.expander("Technical details"):
                 st.code(found.detail, language=None)
         return
-    st.markdown("\n".join(f"- {fact}" for fact in onnx_facts(found.contents)))
+    say.markdown("\n".join(f"- {fact}" for fact in onnx_facts(found.contents)))
     st.download_button(
         f"Download {name}", found.onnx.path.read_bytes, name, "application/octet-stream", key="export_onnx",
         type="primary", on_click="ignore", help="Saves the file; it runs without this lab.",
     )  # fmt: skip
     st.code(onnx_code(name, found.contents), language="python", wrap_lines=True)
     for entry, (_, why) in session_entries(found.contents).items():
-        st.caption(f"`{entry}`: {why}.")
+        say.caption(f"`{entry}`: {why}.")
 
 
 def onnx_facts(contents: OnnxContents) -> list[str]:
@@ -168,8 +168,8 @@ def onnx_facts(contents: OnnxContents) -> list[str]:
 
 
 def _quantized_card(found: Exports, model: Model, name: str) -> None:
-    st.markdown("**Quantized model**, for qlab", help="What this lab made, to be loaded by qlab in Python.")
-    st.markdown(
+    say.markdown("**Quantized model**, for qlab", help="What this lab made, to be loaded by qlab in Python.")
+    say.markdown(
         f"- {write('size', found.quantized.bytes)}: codes packed at their bits, scales, zero points, what stays float\n"
         "- the graph and the config as JSON beside them\n"
         "- without the float weights; reading it runs nothing from the file\n"

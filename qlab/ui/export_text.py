@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import streamlit as st
 
-from qlab.ui import cache, converted, errors, state, widgets
+from qlab.ui import cache, converted, errors, say, state, widgets
 from qlab.ui.export import stem
 
 if TYPE_CHECKING:
@@ -48,10 +48,10 @@ def draw(model: Model, prepared: bool) -> None:
 
 def _spec(file_name: str) -> None:
     text = json.dumps(state.experiment().to_dict(), indent=2)
-    st.markdown("Model, data and config of this experiment. The command line runs it and stores the result as a run:")
+    say.markdown("Model, data and config of this experiment. The command line runs it and stores the result as a run:")
     st.code(f"python -m qlab run {file_name}", language="bash")
     if any(ref.kind == "upload" for ref in (state.model_ref(), state.data_ref())):
-        st.caption("Uploads are named by the hash of their content: the spec runs in a lab that holds these files.")
+        say.caption("Uploads are named by the hash of their content: the spec runs in a lab that holds these files.")
     _download(file_name, text, "application/json", "export_spec")
     st.code(text, language="json")
 
@@ -59,7 +59,7 @@ def _spec(file_name: str) -> None:
 def _script() -> None:
     from qlab.export.script import python_script
 
-    st.markdown("The same run as a Python script, step by step with the functions of qlab.")
+    say.markdown("The same run as a Python script, step by step with the functions of qlab.")
     _show(python_script(state.experiment()), "export_script")
 
 
@@ -67,9 +67,9 @@ def _other(
     words: str, translate: Callable[[QuantizedModel], Translation], model: Model, prepared: bool,
     key: str,
 ) -> None:  # fmt: skip
-    st.markdown(words)
+    say.markdown(words)
     if not prepared:
-        st.caption("It is written once the files above are there.")
+        say.caption("It is written once the files above are there.")
         return
     _show(translate(_quantized(model)), key)
 
@@ -101,10 +101,10 @@ def _quantized(model: Model) -> QuantizedModel:
 def _show(made: Translation, key: str) -> None:
     """What the script does not do as asked, then the script."""
     if made.differences:
-        st.markdown(f"**What it does differently** – {len(made.differences)}")
-        st.markdown("\n".join(map(sentence, made.differences)))
+        say.markdown(f"**What it does differently** – {len(made.differences)}")
+        say.markdown("\n".join(map(sentence, made.differences)))
     else:
-        st.caption("It does exactly what the config says.")
+        say.caption("It does exactly what the config says.")
     _download(made.file_name, made.text, "text/x-python", key)
     st.code(made.text, language="python", wrap_lines=True, height=SCRIPT_HEIGHT)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import streamlit as st
 
 from qlab.metrics import byte_size, percent, whole
-from qlab.ui import errors, files_known, state, uploads, widgets
+from qlab.ui import errors, files_known, say, state, uploads, widgets
 
 if TYPE_CHECKING:
     from qlab.graph.capture import Model
@@ -46,7 +46,7 @@ def choose() -> str:
         many = names[artifact.original_name] > 1
         titles[artifact.reference] = artifact.original_name + (f" ({artifact.hash[:6]})" if many else "")
     if st.session_state[SOURCE] not in titles:
-        st.info("The file of this link is not here: it may have been opened on another machine. An example is shown.")
+        say.info("The file of this link is not here: it may have been opened on another machine. An example is shown.")
         st.session_state[SOURCE] = files_known.OURS
     with st.container(horizontal=True, vertical_alignment="bottom", gap="small", key="files_controls"):
         source = widgets.kept(
@@ -60,8 +60,9 @@ def choose() -> str:
                 "An .onnx, .tflite or .safetensors file", files_known.KIND, files_known.check, _accept,
                 key="files_upload",
                 text="Reads tensors and grids of the file; nothing in it is run, and it is kept in the store.",
+                megabytes=MAX_FILE >> 20,
             )  # fmt: skip
-            st.caption(
+            say.caption(
                 "ONNX with QuantizeLinear and DequantizeLinear or with operators on integers, TFLite, or a model that "
                 f"this lab saved, up to {size_text(MAX_FILE)}. Weights of an ONNX file must lie in the file itself."
             )
@@ -129,12 +130,12 @@ def told(file: QuantizedFile, found: Match, model: Model) -> None:
     name = errors.escape(model.name)
     rows = [row for row in found.weights if row.file is not None]
     if not file.tensors:
-        st.info(
+        say.info(
             "There is nothing quantized in this file: its weights and activations are float. Quantize it with the tool "
             "of your runtime, or choose a config on Experiment and take the file from Export."
         )
     elif file.of("weight") and not rows:
-        st.info(
+        say.info(
             f"No weight of this file belongs to **{name}**, neither by name nor by its values: it is a file of another "
             "network, or of another training of this one. Its tensors are shown below; choose its network in the "
             "sidebar to compare them."
@@ -142,12 +143,12 @@ def told(file: QuantizedFile, found: Match, model: Model) -> None:
     doubtful = [row for row in rows if row.doubtful]
     if doubtful:
         names = ", ".join(f"`{errors.escape(row.tensor)}`" for row in doubtful[:5])
-        st.warning(
+        say.warning(
             f"{names}{' and more' if len(doubtful) > 5 else ''}: the name fits and the values do not (cosine below "
             f"{_sure()}). The file comes from another training of the network, or another layer has that name."
         )
     for note in file.notes:
-        st.caption(f"Left out: {errors.escape(note)}")
+        say.caption(f"Left out: {errors.escape(note)}")
 
 
 def _sure() -> str:
@@ -166,7 +167,7 @@ def picture(found: Match) -> None:
     rows = [row for row in found.weights if row.file is not None]
     if not rows:
         return
-    st.markdown("**How much of each float weight does the file keep?**")
+    say.markdown("**How much of each float weight does the file keep?**")
     widgets.chart(
         sqnr_dots(found.weights, widgets.dark(), st.session_state.get(TENSOR)), key="files_picture", on_select=_click,
         selection_mode="points", alt="SQNR of each weight in the file and of ours, against the float weight",
@@ -182,7 +183,7 @@ def picture(found: Match) -> None:
     ]
     if missing:
         sentences.append(f"{missing:,} weights of the network were not found in the file: they may be float there.")
-    st.caption(" ".join([*sentences, "A click on a mark opens that weight under One tensor."]))
+    say.caption(" ".join([*sentences, "A click on a mark opens that weight under One tensor."]))
 
 
 def _click() -> None:

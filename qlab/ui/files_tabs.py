@@ -8,7 +8,7 @@ import numpy as np
 import streamlit as st
 
 from qlab.metrics import MISSING, three_digits
-from qlab.ui import errors, files, files_known, run_list, widgets
+from qlab.ui import errors, files, files_known, run_list, say, widgets
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -82,7 +82,7 @@ def activations(found: Match) -> None:
     from qlab.plots.opened import range_bars
 
     if not found.activations:
-        st.info(
+        say.info(
             "No activation of the file could be told to be one of the network: it has none on a grid known beforehand, "
             "as dynamic and weight-only files, or its names and layers are others."
         )
@@ -111,7 +111,7 @@ def activations(found: Match) -> None:
         frame, key="files_activations", hide_index=True, width="stretch", placeholder=MISSING, column_config=real,
         height=run_list.height(len(frame), 420), alt="Grids of the activations in the file and in ours",
     )  # fmt: skip
-    st.caption(
+    say.caption(
         "Zero points of a signed and an unsigned container differ by half the grid and mean the same: compare the ends "
         "of the ranges. Where ours is empty, our tensor shares the grid of another one or is float."
     )
@@ -128,7 +128,7 @@ def one(file: QuantizedFile, found: Match) -> None:
     """The codes of one weight, how often each occurs, and its scales."""
     weights = list(file.of("weight"))
     if not weights:
-        st.info("The file holds no weight as integers, so there is none to look into.")
+        say.info("The file holds no weight as integers, so there is none to look into.")
         return
     chosen = next(
         (i for row in found.weights if row.file is not None and row.tensor == st.session_state.get(files.TENSOR)
@@ -147,7 +147,7 @@ def one(file: QuantizedFile, found: Match) -> None:
             help="Shows the integers themselves, how often each one occurs, or the scales.",
         )  # fmt: skip
     tensor = weights[index]
-    st.markdown(f"**{errors.escape(tensor.name)}**: {_about(tensor)}")
+    say.markdown(f"**{errors.escape(tensor.name)}**: {_about(tensor)}")
     {"Codes": _codes, "Levels": _levels, "Scales": _scales}[view](tensor)
 
 
@@ -173,7 +173,7 @@ def _codes(tensor: FileTensor) -> None:
         alt=f"The integers of {tensor.name}, a row for each channel",
     )  # fmt: skip
     if shown.code.size < channels * positions:
-        st.caption(f"{shown.code.size:,} of {channels * positions:,} numbers, as many as fit.")
+        say.caption(f"{shown.code.size:,} of {channels * positions:,} numbers, as many as fit.")
 
 
 def _first(key: str, label: str, size: int, window: int) -> int:
@@ -192,10 +192,10 @@ def _levels(tensor: FileTensor) -> None:
     from qlab.plots.weights import levels_chart
 
     if tensor.bits > MOST_LEVELS:
-        st.info(f"{tensor.dtype} has {1 << tensor.bits:,} levels, too many to count each: look at the codes.")
+        say.info(f"{tensor.dtype} has {1 << tensor.bits:,} levels, too many to count each: look at the codes.")
         return
     levels = files_known.levels(tensor)
-    st.markdown(f"{levels.used:,} of {len(levels.codes):,} levels are used, {len(levels.unused):,} are not.")
+    say.markdown(f"{levels.used:,} of {len(levels.codes):,} levels are used, {len(levels.unused):,} are not.")
     widgets.chart(
         levels_chart(levels, widgets.dark()), key="files_levels",
         alt=f"How many weights of {tensor.name} have each code; unused codes are marked",
@@ -226,7 +226,7 @@ def _scales(tensor: FileTensor) -> None:
             group_chart(scale, zero, widgets.dark()), key="files_groups", alt=f"Scale of each block of {tensor.name}"
         )
         if scale.size < tensor.scale.size:
-            st.caption(f"The first {scale.size:,} of {tensor.scale.size:,} blocks.")
+            say.caption(f"The first {scale.size:,} of {tensor.scale.size:,} blocks.")
 
 
 # ---- everything ------------------------------------------------------------------------------------------------------
@@ -235,7 +235,7 @@ def _scales(tensor: FileTensor) -> None:
 def tensors(file: QuantizedFile) -> None:
     """Every tensor on a grid."""
     if not file.tensors:
-        st.info("There is no tensor on a grid in this file.")
+        say.info("There is no tensor on a grid in this file.")
         return
     frame = _frame(file.tensors)
     number = st.column_config.NumberColumn
@@ -312,17 +312,17 @@ def unmatched(found: Match) -> None:
     if lacking:
         names = ", ".join(f"`{errors.escape(name)}`" for name in lacking[:20])
         more = f" and {len(lacking) - 20:,} more" if len(lacking) > 20 else ""
-        st.markdown(f"**Weights of the network that were not found in the file**: {names}{more}")
+        say.markdown(f"**Weights of the network that were not found in the file**: {names}{more}")
     if not found.unmatched:
-        st.caption("Every weight and activation of the file was told to be one of the network.")
+        say.caption("Every weight and activation of the file was told to be one of the network.")
         return
-    st.markdown("**Tensors of the file that belong to nothing of the network, as far as can be told**")
+    say.markdown("**Tensors of the file that belong to nothing of the network, as far as can be told**")
     frame = _frame(found.unmatched)
     st.dataframe(
         frame, key="files_unmatched", hide_index=True, width="stretch", height=run_list.height(len(frame), 420),
         placeholder=MISSING, alt="Tensors of the file that were not found in the network",
     )  # fmt: skip
-    st.caption(
+    say.caption(
         "A tensor is told by its name, by values that fit a float weight (cosine), or by the layer that gives it; what "
         "none of these tells is left here and not guessed."
     )

@@ -12,7 +12,7 @@ import streamlit as st
 
 from qlab.errors import InvalidConfig
 from qlab.metrics import MISSING, metric, percent, three_digits, write
-from qlab.ui import cache, change, choose, derived, errors, prepared, run_list, state, widgets
+from qlab.ui import cache, change, choose, derived, errors, prepared, run_list, say, state, widgets
 
 if TYPE_CHECKING:
     from qlab.analysis.diagnose import Diagnosis
@@ -70,13 +70,13 @@ def summary(found: Diagnosis) -> None:
     """In a sentence, before anything else."""
     counts = {name: sum(f.severity == name for f in found.faults) for name in STATES}
     if not found.faults:
-        st.success(
+        say.success(
             "Nothing is wrong that the lab knows of: no outliers, no channel that suffers, no range wasted or cut "
             "off, and data like that of training."
             if found.costs is not None
             else "Nothing is quantized under this config, so nothing is wrong with it."
         )
-        st.caption(
+        say.caption(
             "To see what the lab finds elsewhere, take the sample `outlier_mlp` in the sidebar, or a preset of fewer "
             "bits on Experiment."
         )
@@ -84,13 +84,13 @@ def summary(found: Diagnosis) -> None:
     first = found.faults[0]
     place = f" in **{errors.escape(first.tensor)}**" if first.tensor else ""
     if counts["error"] + counts["warning"] == 0:
-        st.success(
+        say.success(
             f"Nothing costs much here. {_count(counts['note'], 'thing')} worth knowing, such as {_low(first)}{place}."
         )
     else:
         more = counts["error"] + counts["warning"] - 1
         rest = f" {_count(more, 'more thing')} below." if more else ""
-        st.warning(f"The first thing to look at: {_low(first)}{place}.{rest}")
+        say.warning(f"The first thing to look at: {_low(first)}{place}.{rest}")
 
 
 def _count(count: int, what: str) -> str:
@@ -177,13 +177,13 @@ def details(model: Model, found: Diagnosis, fault: Fault) -> None:
     with st.container(horizontal=True, gap="medium", vertical_alignment="top", key="findings_details"):
         picture, words = st.container(width=PICTURE), st.container(width=WORDS_BESIDE)
     with words:
-        st.markdown(f"{BADGES[fault.severity]} **{errors.escape(fault.title)}**")
-        st.markdown(errors.escape(fault.sentence))
-        st.caption(errors.escape(kind.meaning))
+        say.markdown(f"{BADGES[fault.severity]} **{errors.escape(fault.title)}**")
+        say.markdown(errors.escape(fault.sentence))
+        say.caption(errors.escape(kind.meaning))
         if fault.advice:
-            st.markdown(f"**What to do.** {errors.escape(fault.advice)}")
+            say.markdown(f"**What to do.** {errors.escape(fault.advice)}")
         if fault.remedies:
-            st.markdown("**What may help**", help="Each changes the config of the whole lab; Undo brings it back.")
+            say.markdown("**What may help**", help="Each changes the config of the whole lab; Undo brings it back.")
             change.buttons(fault.remedies, "findings_do")
         _links(model, fault)
     with picture:
@@ -216,7 +216,7 @@ def _picture(model: Model, found: Diagnosis, fault: Fault) -> None:
     elif shape == "overlay":
         drawn = _overlay(found, fault)
     if not drawn:
-        st.caption("There is nothing to draw here: this is about the config or the data as a whole.")
+        say.caption("There is nothing to draw here: this is about the config or the data as a whole.")
 
 
 def _held(fault: Fault) -> Any:
@@ -326,7 +326,7 @@ def advice(model: Model, found: Diagnosis) -> None:
     attempts = find()
     mine = _mine()
     if attempts is None and st.session_state.get(TRYING) != mine:
-        st.markdown(
+        say.markdown(
             f"{_count(len(remedies), 'remedy').replace('remedys', 'remedies')} may help. Trying them quantizes the "
             "network with each and measures it on all evaluation data."
         )
@@ -347,7 +347,7 @@ def _tried(model: Model, attempts: Attempts) -> None:
 
     failed = [one for one in attempts.tried if one.problem]
     for one in failed:
-        st.warning(f"{errors.escape(one.remedy.title)} could not be tried: {errors.escape(one.problem)}")
+        say.warning(f"{errors.escape(one.remedy.title)} could not be tried: {errors.escape(one.problem)}")
     tried: Sequence[Any] = [one for one in attempts.tried if not one.problem]
     if not tried:
         return
@@ -365,7 +365,7 @@ def _tried(model: Model, attempts: Attempts) -> None:
         ),
         key="findings_attempts", alt=f"{metric(key).label} with each remedy, before, and in float",
     )  # fmt: skip
-    st.caption(_verdict(tried, labelled))
+    say.caption(_verdict(tried, labelled))
     _choose(model, tried, attempts.left_out)
 
 
@@ -411,7 +411,7 @@ def _choose(model: Model, tried: Sequence[Any], left_out: int) -> None:
         on_select="rerun", selection_mode="multi-row", alt="Remedies as they were measured, best first",
     )  # fmt: skip
     if left_out:
-        st.caption(f"{left_out} more were not tried.")
+        say.caption(f"{left_out} more were not tried.")
     rows = [row for row in st.session_state[key]["selection"]["rows"] if row < len(tried)]
     chosen = [tried[row].remedy for row in rows]
     title = chosen[0].title if len(chosen) == 1 else f"{len(chosen)} remedies"
@@ -419,10 +419,10 @@ def _choose(model: Model, tried: Sequence[Any], left_out: int) -> None:
     try:
         together, against = combined(mapping, chosen, model), conflicts(mapping, chosen, model)
     except InvalidConfig as error:
-        st.warning(f"These cannot be one config: {errors.escape(str(error))}")
+        say.warning(f"These cannot be one config: {errors.escape(str(error))}")
         together, against, chosen = mapping, [], []
     for sentence in against:
-        st.warning(errors.escape(sentence))
+        say.warning(errors.escape(sentence))
     st.button(
         f"Apply: {title}" if chosen else "Choose rows to apply",
         key="findings_apply", type="primary", disabled=not chosen, on_click=change.to, args=(together, title),

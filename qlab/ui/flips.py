@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from qlab.ui import cards, errors
+from qlab.ui import cards, errors, say
 
 if TYPE_CHECKING:
     from qlab.data import Dataset
@@ -80,14 +80,14 @@ def draw(
         ("Changed from one wrong answer to another" if labelled else "Changed", other, "changed"),
     ]
     if not comparison.changed:
-        st.caption(f"No prediction changed: both say the same on all {comparison.n:,}.")
+        say.caption(f"No prediction changed: both say the same on all {comparison.n:,}.")
         return
-    st.caption(f"Under each example: what {first} says → what {second} says.")
+    say.caption(f"Under each example: what {first} says → what {second} says.")
     for title, indices, group in groups:
         if not indices:
             continue
         more = f", {MOST} of them shown" if len(indices) > MOST else ""
-        st.markdown(f"**{title}** – {len(indices):,}{more}")
+        say.markdown(f"**{title}** – {len(indices):,}{more}")
         _draw(data, flips_of(data, before, after, indices), names, f"{key}_{group}")
 
 

@@ -11,7 +11,7 @@ from urllib.parse import urlencode, urlsplit, urlunsplit
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from qlab.ui import chart_files, curriculum, errors, facts, glossary, jobs, library, presenter, state, widgets
+from qlab.ui import chart_files, curriculum, errors, facts, glossary, jobs, library, presenter, say, state, widgets
 from qlab.ui.library import DataRef, ModelRef
 
 Ref = TypeVar("Ref", ModelRef, DataRef)
@@ -41,13 +41,13 @@ def header(
         with st.popover("Explain", help="Shows what the words and pictures on this page mean."):
             st.markdown("\n\n".join(part for part in (glossary.linked(explain), glossary.explain(*terms)) if part))
         with st.popover("Share", help="Shows a link that opens this page with the same model, data and choices."):
-            st.caption("This link opens the page as it is now, in any browser on this machine.")
+            say.caption("This link opens the page as it is now, in any browser on this machine.")
             st.code(link(**(presenter.share() | share)), language=None, wrap_lines=True)
         if present or presenter.on():
             presenter.switch()
-    st.markdown(glossary.linked(sentence))
+    say.markdown(sentence)
     if notice := state.take_notice():
-        st.info(errors.escape(notice))
+        say.info(errors.escape(notice))
 
 
 def link(**params: str | None) -> str:
@@ -116,7 +116,7 @@ def _choices() -> tuple[DeltaGenerator, DeltaGenerator]:
         key="frame_data",
         text="Part of this data calibrates the ranges, the rest measures the accuracy.",
     )
-    st.markdown(
+    say.markdown(
         f"Config **{errors.escape(state.config_label())}**", help="The configuration that Experiment runs next."
     )
     return model, data

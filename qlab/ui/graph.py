@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import streamlit as st
 
 from qlab.metrics import COMPUTED, three_digits, write
-from qlab.ui import cache, choose, converted, errors, estimate, prepared, results, state, trial, widgets
+from qlab.ui import cache, choose, converted, errors, estimate, prepared, results, say, state, trial, widgets
 
 if TYPE_CHECKING:
     from qlab.conversion import QuantizedModel
@@ -160,7 +160,7 @@ def controls(known: Found) -> None:
     with st.container(horizontal=True, vertical_alignment="bottom", gap="small", key="graph_controls"):
         widgets.kept(
             st.segmented_control, "Colour by", (GRID, SQNR), value=st.session_state.get(COLOUR, GRID),
-            store=_keep(COLOUR), key="graph_colour", required=True, width="content",
+            store=widgets.into(COLOUR), key="graph_colour", required=True, width="content",
             help="grid shows what lies on a grid and where values are converted; SQNR shows where the noise is.",
         )  # fmt: skip
         widgets.kept(
@@ -176,10 +176,6 @@ def controls(known: Found) -> None:
             "Unfold all", key="graph_unfold", on_click=_set_open, args=(known.model, frozenset(known.whole.blocks)),
             disabled=not known.whole.blocks, help="Shows every op.",
         )  # fmt: skip
-
-
-def _keep(name: str) -> Callable[[Any], None]:
-    return lambda value: st.session_state.__setitem__(name, value)
 
 
 def _go_to(known: Found) -> Callable[[Any], None]:
@@ -258,13 +254,13 @@ def details(known: Found, drawn: Noise | None) -> None:
     name = st.session_state.get(CHOSEN)
     box = known.whole.vertex(name) if name else None
     if name is None or box is None:
-        st.markdown("Click a box or a line to see what it holds; a box with ▸ opens.")
+        say.markdown("Click a box or a line to see what it holds; a box with ▸ opens.")
         _counts(known)
         return
     row = known.rows.get(name)
-    st.markdown(f"**{errors.escape(name)}**" + (f" ({box.op})" if box.kind == "op" else f", {box.kind}"))
+    say.markdown(f"**{errors.escape(name)}**" + (f" ({box.op})" if box.kind == "op" else f", {box.kind}"))
     if row is not None:
-        st.markdown(errors.escape(f"{row.reason[:1].upper()}{row.reason[1:]}."))
+        say.markdown(errors.escape(f"{row.reason[:1].upper()}{row.reason[1:]}."))
     facts = _facts(known, name, row, drawn)
     if box.shape:
         facts.insert(0, ("gives", " × ".join(map(str, box.shape))))
@@ -302,7 +298,7 @@ def _counts(known: Found) -> None:
         for kind in words
         if kind in kinds
     ]
-    st.caption(
+    say.caption(
         f"{len(known.rows):,} ops, {len(known.whole.links):,} lines. "
         + (f"Conversions: {', '.join(lines)}." if lines else "No value is converted between ops.")
     )
@@ -334,7 +330,7 @@ def _lines_of(known: Found, name: str) -> None:
 
     lines = [told(link) for link in known.whole.links if link.source == name]
     if lines:
-        st.caption("\n".join(lines))
+        say.caption("\n".join(lines))
 
 
 # --- the table --------------------------------------------------------------------------------------------------------
@@ -348,7 +344,7 @@ def table(known: Found) -> None:
 
     lines = listing(known.qmodel)
     frame = pd.DataFrame([vars(line) for line in lines]).set_axis(list(TITLES), axis=1)
-    st.caption(
+    say.caption(
         f"{len(lines):,} nodes of the graph that the simulation runs. aq puts an activation on its grid, wq a weight; "
         "xc, wc and bc give the codes of input, weight and bias of a product, ps its scale; dq ranges at every call."
     )

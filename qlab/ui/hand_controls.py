@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import streamlit as st
 
 from qlab.config import QuantSpec
-from qlab.ui import by_hand, hand_run, state, widgets
+from qlab.ui import by_hand, hand_run, say, state, widgets
 from qlab.ui.tensors import Entry
 
 if TYPE_CHECKING:
@@ -86,18 +86,18 @@ def controls(entry: Entry, spec: QuantSpec, found: Study, shown: Values, seen: W
     """The slider under the picture, in line with it, and a row: exact ends, what is set, keep and remove."""
     why = by_hand.refusal(entry, spec)
     if why is not None:
-        st.caption(why)
+        say.caption(why)
         return
     now = found.ends or _observed(found)
     _slider(entry, spec, found, shown, seen, now)
     with st.container(horizontal=True, vertical_alignment="center", gap="small", key="dist_hand"):
         _exact(entry, spec, seen, now)
         words, text = _words(entry, found)
-        st.markdown(words, width="stretch", help=text)
+        say.markdown(words, width="stretch", help=text)
         if found.ends is not None:
             _buttons(entry, found.ends)
     if note := st.session_state.pop(by_hand.NOTE, None):
-        st.caption(note)
+        say.caption(note)
 
 
 def _slider(entry: Entry, spec: QuantSpec, found: Study, shown: Values, seen: Window, now: Ends) -> None:

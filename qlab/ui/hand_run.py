@@ -8,7 +8,7 @@ import streamlit as st
 
 from qlab.errors import QLabError
 from qlab.metrics import COMPUTED, metric, write
-from qlab.ui import by_hand, cache, compare, errors, jobs, results, state, widgets
+from qlab.ui import by_hand, cache, compare, errors, jobs, results, say, state, widgets
 from qlab.ui.tensors import configured
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def panel(entry: Entry, ends: Ends | None) -> None:
         if not run.ended:
             jobs.watch(run.id, key="dist_hand_progress")
         elif run.status == "cancelled":
-            st.info("This run was stopped before it had a result. Measure accuracy starts it again.")
+            say.info("This run was stopped before it had a result. Measure accuracy starts it again.")
         elif run.status == "failed":
             errors.failure(run.error or "The run ended without a result.", run.detail)
         else:
@@ -133,16 +133,16 @@ def found(run: Run, without: Run | None, observer: str) -> None:
     figures.append(_figure("By hand", result, "quantized"))
     widgets.figures(figures)
     if result.quantized.accuracy is None:
-        st.markdown(results.UNLABELLED)
+        say.markdown(results.UNLABELLED)
     else:
         results.verdict(result)
     if without is None or other is None:
         return
     from qlab.lab.compared import against
 
-    compare.say(against(compare.comparison(run, without), f"the range of {observer}"))
+    compare.tell(against(compare.comparison(run, without), f"the range of {observer}"))
     if other.quantized.backend != result.quantized.backend:
-        st.caption(
+        say.caption(
             f"By {observer} it was computed {COMPUTED[other.quantized.backend]}, by hand "
             f"{COMPUTED[result.quantized.backend]}: a part of the difference may come from that."
         )

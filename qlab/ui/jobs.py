@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import streamlit as st
 
 from qlab.metrics import about_duration
-from qlab.ui import cache, errors
+from qlab.ui import cache, errors, say
 
 if TYPE_CHECKING:
     from qlab.lab.store import Run
@@ -75,7 +75,7 @@ def _panel() -> None:
     if set(before) - {run.id for run in runs}:
         # One has ended: the page may have been waiting for it.
         st.rerun()
-    st.caption("Running")
+    say.caption("Running")
     for run in runs:
         with st.container(border=True, key=f"job_{run.id}"):
             st.progress(_share(run), text=f"**{errors.escape(_label(run))}**  \n{_stage(run)}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import streamlit as st
 
 from qlab.metrics import write
-from qlab.ui import change, errors, sensitivity, state, widgets
+from qlab.ui import change, errors, say, sensitivity, state, widgets
 from qlab.ui.sensitivity_layer import verdict
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def tab(model: Model, found: Sensitivity) -> None:
         chosen = _chosen(points)
         made = keep_points(points, found.float.accuracy, widgets.dark(), selected=chosen.count)
         widgets.chart(made, key=CHART, on_select=lambda: _clicked(points), selection_mode="points")
-        st.caption(
+        say.caption(
             "Layers are kept in the order of the output's SQNR, which tells them apart where their accuracies lie "
             "within the noise."
         )
@@ -63,7 +63,7 @@ def _point(points: Sequence[Kept], point: Kept, kept: str) -> None:
     what = "left float" if kept == "float" else "at 8 bits"
     with st.container(border=True, key="sens_point"):
         named = ", ".join(point.layers[:5]) + (f" and {point.count - 5} more" if point.count > 5 else "")
-        st.markdown(
+        say.markdown(
             f"**{point.count} of {points[-1].count} layers {what}**" + (f": {errors.escape(named)}" if named else "")
         )
         text = f"{share.capitalize()} {write(share, value)}, {write('size', point.size)}"
@@ -71,7 +71,7 @@ def _point(points: Sequence[Kept], point: Kept, kept: str) -> None:
             more = point.size - first.size
             text += f" ({'+' if more >= 0 else ''}{write('size', more)} against none kept). On the same samples: "
             text += verdict(point.against_base, "all_but")
-        st.markdown(f"{text}. Output {write('sqnr', measured.sqnr)}. Simulated, {measured.n:,} samples.")
+        say.markdown(f"{text}. Output {write('sqnr', measured.sqnr)}. Simulated, {measured.n:,} samples.")
         if point.count and point.mapping != state.mapping():
             remedy = Remedy(
                 f"Keep the {point.count} worst {'float' if kept == 'float' else 'at 8 bits'}",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ import streamlit as st
 from qlab.errors import NotObserved
 from qlab.metrics import MISSING, percent
 from qlab.plots.theme import palette
-from qlab.ui import cache, change, choose, converted, errors, graph, overrides, prepared, run_list, state, widgets
+from qlab.ui import cache, change, choose, converted, errors, graph, overrides, prepared, run_list, say, state, widgets
 
 if TYPE_CHECKING:
     from qlab.analysis.fault import Fault
@@ -179,7 +179,7 @@ def findings(known: Found) -> None:
 
 def _finding(badge: str, sentence: str, remedies: Sequence[Remedy], *, key: str) -> None:
     with st.container(border=True, key=key):
-        st.markdown(f"{badge} {errors.escape(sentence)}")
+        say.markdown(f"{badge} {errors.escape(sentence)}")
         if remedies:
             change.buttons(remedies, f"{key}_do")
 
@@ -203,13 +203,14 @@ def controls(known: Found) -> list[LedgerRow]:
     with st.container(horizontal=True, vertical_alignment="bottom", gap="small", key="ledger_controls"):
         shown = widgets.kept(
             st.segmented_control, "Show", list(WORDS), value=st.session_state.get(SHOWN, ALL),
-            store=_keep(SHOWN), key="ledger_shown", required=True,
+            store=widgets.into(SHOWN), key="ledger_shown", required=True,
             format_func=lambda name: f"{WORDS[name]} ({counts[name]:,})", width="content",
             help="Shows only the ops to which this happened.",
         )  # fmt: skip
         search = widgets.kept(
-            st.text_input, "Find", value=st.session_state.get(SEARCH, ""), store=_keep(SEARCH), key="ledger_search",
-            placeholder="layer, op or reason", width=260, help="Shows only lines with all of these words.",
+            st.text_input, "Find", value=st.session_state.get(SEARCH, ""), store=widgets.into(SEARCH),
+            key="ledger_search", placeholder="layer, op or reason", width=260,
+            help="Shows only lines with all of these words.",
         )  # fmt: skip
     words = search.lower().split()
     rows = known.rows if shown == ALL else known.of(shown)
@@ -218,14 +219,10 @@ def controls(known: Found) -> list[LedgerRow]:
     ]
 
 
-def _keep(name: str) -> Callable[[Any], None]:
-    return lambda value: st.session_state.__setitem__(name, value)
-
-
 def table(known: Found, rows: Sequence[LedgerRow]) -> LedgerRow | None:
     """The lines; gives the one that is picked: by a click, by the link, else the first that may surprise."""
     if not rows:
-        st.info("No op has this state and these words.")
+        say.info("No op has this state and these words.")
         return None
     picked = next((row for row in rows if row.layer == st.session_state.get(LAYER)), None) or _surprising(rows)
     # Under another filter the same op has another number, and the browser may tell the old one once more.
@@ -316,21 +313,21 @@ def details(known: Found, row: LedgerRow) -> None:
     from qlab.graph.causes import state_of
 
     with st.container(border=True, key="ledger_details"):
-        st.markdown(f"**{errors.escape(row.layer)}** ({row.op}) · {state_of(row.cause)}: {errors.escape(row.reason)}.")
+        say.markdown(f"**{errors.escape(row.layer)}** ({row.op}) · {state_of(row.cause)}: {errors.escape(row.reason)}.")
         specs = [(row.mode or "").replace("_", "-")]
         specs += [f"{what} {spec}" for what, spec in (("weight", row.weight), ("activation", row.activation)) if spec]
         if row.mode is not None:
-            st.caption(errors.escape(" · ".join(specs)))
+            say.caption(errors.escape(" · ".join(specs)))
         for note in row.notes:
-            st.caption(errors.escape(f"{note}."))
+            say.caption(errors.escape(f"{note}."))
         remedies = remedies_of(row, state.mapping(), known.model, known.infinite)
         if remedies:
             change.buttons(remedies, "ledger_do")
-            st.caption(
+            say.caption(
                 "\n".join(f"- **{errors.escape(one.title)}**: {errors.escape(one.sentence)}" for one in remedies)
             )
         elif why := why_none(row, known.model):
-            st.markdown(errors.escape(why))
+            say.markdown(errors.escape(why))
         with st.container(horizontal=True, gap="small"):
             source = input_of(row, known.model) if row.cause == "float_input" else None
             if source is not None:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from qlab.ui import change, curriculum, errors, frame, glossary, state, widgets
+from qlab.ui import change, curriculum, errors, frame, say, state, widgets
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -89,7 +89,7 @@ class Lesson:
 
     def header(self, question: str, sentence: str, *, explain: str = "", terms: tuple[str, ...] = ()) -> None:
         """Title, one to three sentences, Explain, Share (a link with the settings) and Present."""
-        st.caption(f"Lesson {curriculum.number(self.slug)} · {curriculum.LESSONS[self.slug]}")
+        say.caption(f"Lesson {curriculum.number(self.slug)} · {curriculum.LESSONS[self.slug]}")
         share = {name: _written(value) for name, value in self._values.items()}
         frame.header(question, sentence, explain=explain, terms=terms, present=True, **(self._raw | share))
 
@@ -99,7 +99,7 @@ class Lesson:
 
     def text(self, text: str) -> None:
         """Markdown, with the words of the glossary as links."""
-        st.markdown(glossary.linked(text))
+        say.markdown(text)
 
     def controls(self, name: str = "controls") -> DeltaGenerator:
         """A row of controls, which wraps where it is narrow."""
@@ -114,7 +114,7 @@ class Lesson:
     def notice(self, text: str) -> None:
         """A sentence that says what to look at, with numbers that were computed now."""
         with st.container(border=True, key=self.key("notice")):
-            st.markdown(glossary.linked(f"**What to notice.** {text}"))
+            say.markdown(f"**What to notice.** {text}")
 
     def yours(
         self,
@@ -133,7 +133,7 @@ class Lesson:
         a way back; tensor: the tensor to look at; before: sets whatever else the page starts from.
         """
         with st.container(horizontal=True, vertical_alignment="center", key=self.key(f"yours_{name}")):
-            st.markdown(glossary.linked(f"**On your own model.** {text}"), width="stretch")
+            say.markdown(f"**On your own model.** {text}", width="stretch")
             # Not in a callback: from there no page can be opened.
             if st.button(
                 f"{title} with {errors.escape(state.model_ref().title)}", key=self.key(f"yours_{name}_go"),
@@ -165,7 +165,7 @@ class Lesson:
         key = self.key(name)
         kept = f"learn.{self.slug}.{name}"
         with st.container(border=True, key=f"{key}_box"):
-            st.markdown(glossary.linked(f"**Before you look.** {question}"))
+            say.markdown(f"**Before you look.** {question}")
             with st.container(horizontal=True, vertical_alignment="center"):
                 said = widgets.kept(
                     st.pills, question, list(options), value=st.session_state.get(kept),

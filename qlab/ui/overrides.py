@@ -20,7 +20,7 @@ from qlab.errors import InvalidConfig
 from qlab.graph.optypes import OP_TYPES
 from qlab.preset import presets
 from qlab.quant.observers import OBSERVERS
-from qlab.ui import errors, state
+from qlab.ui import errors, say, state
 
 BY_NAME: Final = "layer name"
 BY_TYPE: Final = "op type"
@@ -238,7 +238,7 @@ def table(layers: Sequence[tuple[str, str]] | None) -> None:
         _count(rule, layers, default)
     if not any(not rule.blank for rule in known):
         example, (op, _) = layers[0][0] if layers else "conv1", Counter(op for _, op in layers).most_common(1)[0]
-        st.caption(
+        say.caption(
             f"No rules: every layer gets the config above. A rule for the layer name `{example}` or the pattern "
             f"`{example[:3]}*`, or for the op type `{op}`, gives some layers other bits or leaves them float."
         )
@@ -251,7 +251,7 @@ def _count(rule: Rule, layers: Sequence[tuple[str, str]], default: QConfig | Non
     name = f"{rule.by} **{errors.escape(rule.pattern)}**"
     if not found:
         known = sorted({op for _, op in layers}) if rule.by == BY_TYPE else [layer for layer, _ in layers]
-        st.warning(
+        say.warning(
             f"The {name} matches nothing in this model, so this rule does nothing. The model has "
             f"{errors.escape(some(known))}."
         )
@@ -259,7 +259,7 @@ def _count(rule: Rule, layers: Sequence[tuple[str, str]], default: QConfig | Non
     ops = dict(layers)
     idle = all(OP_TYPES[ops[layer]].role in ("passthrough", "float") for layer in found)
     effect = "; they compute nothing the lab quantizes, so this rule changes nothing" if idle else ""
-    st.caption(
+    say.caption(
         f"{name} matches **{len(found)} of {len(layers)}** layers: {errors.escape(some(found))}{effect}.",
         help=f"They get: {_described(rule, default)}",
     )

@@ -12,7 +12,7 @@ import streamlit as st
 
 from qlab.metrics import metric
 from qlab.plots.accuracy import Dot, accuracy_dots
-from qlab.ui import cache, derived, facts, state, widgets
+from qlab.ui import cache, derived, facts, say, state, widgets
 from qlab.ui.library import DataRef, ModelRef
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def accuracy(*, key: str) -> None:
         return
     measured = found.float_evaluation
     if measured.accuracy is None or measured.accuracy_interval is None:
-        st.info(
+        say.info(
             "This data has no labels, so there is no accuracy. Experiment then measures on how many samples float and "
             "quantized network agree."
         )

@@ -9,7 +9,7 @@ import streamlit as st
 
 from qlab.metrics import MISSING, percent, three_digits, write
 from qlab.plots.error_measure import MEASURES, names_of
-from qlab.ui import cache, change, errors, run_list, state, trial, widgets
+from qlab.ui import cache, change, errors, run_list, say, state, trial, widgets
 
 if TYPE_CHECKING:
     from qlab.analysis.diagnose import Diagnosis
@@ -48,10 +48,10 @@ def nothing(found: Diagnosis) -> None:
     """Why there is no error to follow, and the way on."""
     stop = next((fault for fault in found.faults if fault.kind in STOPS), None)
     if stop is not None:
-        st.info(errors.escape(f"The errors cannot be followed before this is repaired. {stop.sentence} {stop.advice}"))
+        say.info(errors.escape(f"The errors cannot be followed before this is repaired. {stop.sentence} {stop.advice}"))
     else:
         why = f" {found.first.sentence}" if found.first is not None else ""
-        st.info(errors.escape(f"Nothing is quantized under this config, so no tensor has an error to follow.{why}"))
+        say.info(errors.escape(f"Nothing is quantized under this config, so no tensor has an error to follow.{why}"))
         _to_default()
     st.page_link("pages/diagnose/findings.py", label="See all that is wrong, and what helps, on Findings")
 
@@ -113,14 +113,16 @@ def picture(found: Propagation, row: TensorError) -> None:
     from qlab.plots.propagation import propagation_figure
 
     measure = st.session_state[MEASURE]
-    st.markdown(sentence(found))
+    say.markdown(sentence(found))
     widgets.chart(
         propagation_figure(found, widgets.dark(), measure, row.tensor), key="prop_picture", on_select=_click,
         selection_mode="points",
         alt=f"{MEASURES[measure].figure.label} of {len(found)} tensors in the order of the network, made by each and "
         "arrived",
     )  # fmt: skip
-    st.caption(f"Simulated, on {found.samples:,} evaluation samples; {len(found)} tensors in the order of the network.")
+    say.caption(
+        f"Simulated, on {found.samples:,} evaluation samples; {len(found)} tensors in the order of the network."
+    )
 
 
 def _click() -> None:
@@ -136,7 +138,7 @@ def one(found: Propagation, row: TensorError) -> None:
     from qlab.plots.propagation import channel_shift_figure, overlay_figure
 
     with st.container(horizontal=True, vertical_alignment="center"):
-        st.markdown(f"{_about(found, row)} · simulated", width="stretch")
+        say.markdown(f"{_about(found, row)} · simulated", width="stretch")
         there = row.tensor in trial.tensors(cache.network(state.model_ref())).entries
         if there and st.button(
             "Open in Distributions", key="prop_open", help="Shows all observers' ranges on this tensor."
@@ -149,9 +151,9 @@ def one(found: Propagation, row: TensorError) -> None:
         alt=f"How often each value occurs in {row.tensor}, in float and as it arrives in the simulated network",
     )  # fmt: skip
     if row.arrived.channel_shift is None:
-        st.caption("This tensor has no channels whose means could shift apart.")
+        say.caption("This tensor has no channels whose means could shift apart.")
         return
-    st.markdown(
+    say.markdown(
         "**How far has the mean of each channel moved?**",
         help="Mean error of the channel over the standard deviation of the float values (σ). What moves a mean does "
         "not average out in the layers behind; correcting the biases takes out what the weights do.",
@@ -245,7 +247,7 @@ def table(found: Propagation, row: TensorError) -> None:
         on_select=_picker(key, tensors), selection_mode="single-row",
         alt="All tensors with the error they make and the error that arrives",
     )  # fmt: skip
-    st.caption(f"Simulated, on {found.samples:,} evaluation samples. A click on a heading sorts.")
+    say.caption(f"Simulated, on {found.samples:,} evaluation samples. A click on a heading sorts.")
 
 
 def _picker(key: str, tensors: Sequence[str]) -> Callable[[], Any]:

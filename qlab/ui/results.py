@@ -13,7 +13,7 @@ import streamlit as st
 from qlab.metrics import COMPUTED, MISSING, metric, write
 from qlab.plots.accuracy import Dot, accuracy_dots
 from qlab.plots.layers import sqnr_bars
-from qlab.ui import cache, errors, flips, library, overrides, state, widgets
+from qlab.ui import cache, errors, flips, library, overrides, say, state, widgets
 
 if TYPE_CHECKING:
     from qlab.data import Dataset
@@ -72,14 +72,14 @@ def before(found: Prepared | None) -> None:
     if reference is not None and reference.accuracy is None:
         _figure("Agreement with float", MISSING, "not run yet", metric("agreement").help)
         with st.container():
-            st.markdown(UNLABELLED)
+            say.markdown(UNLABELLED)
         return
     interval = reference.accuracy_interval if reference else None
     value = write("accuracy", reference.accuracy if reference else None)
     _figure("Float", value, _interval(interval) if interval else "being measured", SIMULATED_HELP)
     _figure(QUANTIZED["simulated"], MISSING, "not run yet", SIMULATED_HELP)
     with st.container():
-        st.markdown("Run quantizes the network with the settings below and holds it against float, sample by sample.")
+        say.markdown("Run quantizes the network with the settings below and holds it against float, sample by sample.")
 
 
 def headline(run: Run, result: Result) -> None:
@@ -96,13 +96,13 @@ def headline(run: Run, result: Result) -> None:
             _figure(label, write("accuracy", found.accuracy), _interval(found.accuracy_interval), HELP[backend])
     with st.container():
         if result.quantized.accuracy is None:
-            st.markdown(UNLABELLED)
+            say.markdown(UNLABELLED)
         else:
             verdict(result)
         if run.headline.dropped:
-            st.caption(errors.escape(f"This run was {run.headline.dropped}."))
+            say.caption(errors.escape(f"This run was {run.headline.dropped}."))
         if other := _of_other_settings(run):
-            st.caption(other)
+            say.caption(other)
 
 
 def _figure(label: str, value: str, note: str, text: str) -> None:
@@ -156,7 +156,7 @@ def verdict(result: Result) -> None:
     worse = comparison.lost > comparison.gained
     colour = ("orange" if worse else "green") if comparison.significant else "gray"
     words = comparison.verdict
-    st.markdown(f":{colour}-badge[{change}] {errors.escape(words[:1].upper() + words[1:])}.")
+    say.markdown(f":{colour}-badge[{change}] {errors.escape(words[:1].upper() + words[1:])}.")
 
 
 # --- below the editor -------------------------------------------------------------------------------------------------
@@ -225,7 +225,7 @@ def _open_refs(model: library.ModelRef, data: library.DataRef) -> None:
 
 def details(run: Run, result: Result) -> None:
     for text in warnings(result):
-        st.warning(errors.escape(text))
+        say.warning(errors.escape(text))
     _figures(result)
     dots = [
         Dot(label, found.accuracy, *found.accuracy_interval, kind=kind)  # type: ignore[arg-type]
@@ -240,7 +240,7 @@ def details(run: Run, result: Result) -> None:
     with changed, errors.box():
         flips.draw(evaluation_data(run), result.reference, result.quantized, result.comparison)
     with layers:
-        st.caption(
+        say.caption(
             "Measured on evaluation samples, with the errors of earlier layers: where the bars drop, the damage begins."
         )
         widgets.chart(sqnr_bars(result.quantized.sqnr, widgets.dark()), key="exp_sqnr")
@@ -268,7 +268,7 @@ def _figures(result: Result) -> None:
 
 
 def _ledger(ledger: Sequence[Mapping[str, Any]]) -> None:
-    st.caption("One line for each op: what happened to it, which rule decided, and why.")
+    say.caption("One line for each op: what happened to it, which rule decided, and why.")
     rows = pd.DataFrame(
         {
             "Layer": [row["layer"] for row in ledger],
@@ -301,7 +301,7 @@ def _ledger(ledger: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _timings(run: Run, result: Result) -> None:
-    st.caption("Seconds each stage took, in the worker process.")
+    say.caption("Seconds each stage took, in the worker process.")
     stages = pd.DataFrame(
         {"Stage": list(result.timings), "Time": [write("duration", seconds) for seconds in result.timings.values()]}
     )
@@ -311,7 +311,7 @@ def _timings(run: Run, result: Result) -> None:
 
 
 def repeat(run: Run) -> None:
-    st.caption("This spec repeats the run anywhere qlab is installed; save it as spec.json.")
+    say.caption("This spec repeats the run anywhere qlab is installed; save it as spec.json.")
     st.code("python -m qlab run spec.json", language="bash")
     spec = json.dumps(run.spec, indent=2)
     st.code(spec, language="json", height=SPEC_HEIGHT if spec.count("\n") > SPEC_LINES else "content")

@@ -8,7 +8,7 @@ import streamlit as st
 
 from qlab.errors import QLabError
 from qlab.metrics import about_duration
-from qlab.ui import cache, config_editor, errors, estimate, jobs, prepared, results, state
+from qlab.ui import cache, config_editor, errors, estimate, jobs, prepared, results, say, state
 
 if TYPE_CHECKING:
     from qlab.graph.capture import Model
@@ -37,7 +37,7 @@ def _state(run: Run | None, result: Result | None) -> None:
             if not run.ended:
                 jobs.watch(run.id, key="exp_progress")
             elif run.status == "cancelled":
-                st.info("This run was stopped before it had a result. Run starts again with the settings below.")
+                say.info("This run was stopped before it had a result. Run starts again with the settings below.")
             else:
                 errors.failure(run.error or "This run ended without a result. Run it again.", run.detail)
 
@@ -83,7 +83,7 @@ def _button(run: Run | None, model: Model | None) -> None:
         on_click=start,
         help=about,
     )
-    st.caption(expected)
+    say.caption(expected)
 
 
 def _expected(model: Model | None) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import streamlit as st
 
-from qlab.ui import cache, errors, history, results
+from qlab.ui import cache, errors, history, results, say
 from qlab.ui import run_undo as undo
 
 if TYPE_CHECKING:
@@ -21,12 +21,12 @@ def edit(run: Run) -> None:
     stored = hashlib.sha256(repr((run.name, run.tags, run.notes)).encode()).hexdigest()[:8]
     mark = f"{run.id}_{stored}"
     with st.form(f"runs_edit_{mark}"):
-        st.markdown(
+        say.markdown(
             f"**{errors.escape(run.name or run.id)}** · {errors.escape(results.subject(run))} · "
             f"{errors.escape(run.config or history.KINDS.get(run.kind, run.kind))}"
         )
         if run.error or run.headline.dropped:
-            st.caption(errors.escape(run.error or run.headline.dropped or ""))
+            say.caption(errors.escape(run.error or run.headline.dropped or ""))
         left, right = st.columns([0.4, 0.6])
         left.text_input(
             "Name", run.name, key=f"runs_name_{mark}", max_chars=200, placeholder=run.id,

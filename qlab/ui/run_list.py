@@ -10,7 +10,7 @@ import pandas as pd
 import streamlit as st
 
 from qlab.lab.compared import changes_of
-from qlab.ui import history, results, state
+from qlab.ui import history, results, say, state
 from qlab.ui.history import History
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ def draw() -> None:
     every = history.everything()
     runs = [run for run in every.runs if run.kind == "experiment"]
     if not runs:
-        st.caption("Runs are kept here, also when the app is closed. Press Run above for the first one.")
+        say.caption("Runs are kept here, also when the app is closed. Press Run above for the first one.")
         return
     shown = runs[:MOST]
     rows = table(every).loc[[run.id for run in shown]]
@@ -171,7 +171,7 @@ def draw() -> None:
         selection_mode="single-row",
     )
     if len(runs) > MOST:
-        st.caption(f"The newest {MOST} of {len(runs):,} experiments; Runs has all of them.")
+        say.caption(f"The newest {MOST} of {len(runs):,} experiments; Runs has all of them.")
     st.page_link("pages/lab/runs.py", label="Search, name and compare runs")
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import streamlit as st
 
-from qlab.ui import cache
+from qlab.ui import cache, say
 from qlab.ui.history import History
 
 CHOSEN = "runs.chosen"  # ids of the runs that are chosen in the table
@@ -36,7 +36,7 @@ def bar() -> None:
         words = f"{len(gone):,} run{'s' if len(gone) != 1 else ''} deleted."
         if stayed:
             words += f" {stayed:,} still going: stop {'it' if stayed == 1 else 'them'} in the sidebar first."
-        st.markdown(words)
+        say.markdown(words)
         if gone:
             st.button(
                 "Undo", key="runs_undo", type="primary", on_click=restore, args=(gone,),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import streamlit as st
 
-from qlab.ui import cache, history, run_edit, run_list, state, widgets
+from qlab.ui import cache, history, run_edit, run_list, say, state, widgets
 from qlab.ui import run_undo as undo
 from qlab.ui.history import Filter, History
 
@@ -37,12 +37,12 @@ def draw() -> None:
     shown = chosen_filter().keep(known)
     chosen = _table(known, shown)
     part = f"{len(shown):,} of {len(known.runs):,}" if len(shown) < len(known.runs) else f"{len(shown):,}"
-    st.caption(
+    say.caption(
         f"{part} {'deleted ' if deleted else ''}runs, newest first; a click on a heading sorts. "
         + (f"**{len(chosen)} chosen.**" if chosen else "Choose some on the left edge of the table.")
     )
     if not shown:
-        st.info("No run has all of these words and properties.")
+        say.info("No run has all of these words and properties.")
         st.button(
             "Show all runs", key="runs_all", on_click=_set_filter, args=(Filter(),), help="Takes all filters away."
         )
@@ -79,12 +79,12 @@ def _show_deleted(on: bool) -> None:
 
 def _nothing(deleted: bool) -> None:
     if deleted:
-        st.info("Nothing was deleted.")
+        say.info("Nothing was deleted.")
         return
     if cache.store().count_runs(deleted=True):
-        st.info("Every run was deleted. Deleted runs above shows them and brings them back.")
+        say.info("Every run was deleted. Deleted runs above shows them and brings them back.")
         return
-    st.info(
+    say.info(
         "Nothing was run yet. Every run is kept here with its settings and its result, also when the app is closed."
     )
     st.page_link("pages/lab/experiment.py", label="Run the first experiment")

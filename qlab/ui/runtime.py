@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import streamlit as st
 
 from qlab.metrics import MINUS, duration_range, metric, percent, three_digits, write
-from qlab.ui import cache, choose, derived, errors, jobs, state, widgets
+from qlab.ui import cache, choose, derived, errors, jobs, say, state, widgets
 
 if TYPE_CHECKING:
     from qlab.graph.capture import Model
@@ -126,7 +126,7 @@ def measured(model: Model) -> RuntimeReport | None:
     mine = json.dumps(arguments["experiment"].to_dict(), sort_keys=True), *_calls()
     if (report := known(model)) is not None:
         return report
-    st.caption(
+    say.caption(
         f"The config **{errors.escape(state.config_label())}** has not run on this machine with these calls yet. "
         "It runs now; what is found is kept."
     )
@@ -284,9 +284,9 @@ def findings(report: RuntimeReport) -> None:
     if speed(report.times.timing, name).outcome == "slower":
         why = why_not_faster(report, name)
         text = f"**Why slower.** {errors.escape(why[0])}" if why else "**Slower**, for no reason that shows here."
-        st.markdown(text + (f" More under Latency ({len(why) - 1})." if len(why) > 1 else ""))
+        say.markdown(text + (f" More under Latency ({len(why) - 1})." if len(why) > 1 else ""))
     if (reason := doubt(report.times)) is not None:
-        st.warning(f"{reason}, so the times say little. Measure again when it is quiet.")
+        say.warning(f"{reason}, so the times say little. Measure again when it is quiet.")
 
 
 def _worse(defaults: Parity, same: Parity) -> bool:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import streamlit as st
 
 from qlab.metrics import duration_range, metric, percent, whole, write
-from qlab.ui import errors, runtime, widgets
+from qlab.ui import errors, runtime, say, widgets
 
 if TYPE_CHECKING:
     from qlab.runtime.report import RuntimeReport
@@ -22,7 +22,7 @@ def blocked(report: RuntimeReport) -> None:
     """Why nothing ran."""
     st.subheader("This network does not run in ONNX Runtime under this config", anchor=False)
     errors.failure(report.blocked or "", report.detail)
-    st.markdown(
+    say.markdown(
         "The other pages work all the same: they simulate. A static config, or one that leaves the layer in float, "
         "often has an ONNX form."
     )
@@ -46,7 +46,7 @@ def picture(report: RuntimeReport) -> None:
         )  # fmt: skip
     shown = report.times.reference if graph == FLOAT_GRAPH else ran
     made = op_times(shown, widgets.dark(), by_layer=rows == LAYERS)
-    st.caption(
+    say.caption(
         f"{len(shown.ops)} ops in order of execution, {write('latency', shown.seconds)} together under the profiler; "
         f"medians of {shown.runs} calls with {report.batch} sample{'s' if report.batch > 1 else ''}."
     )
@@ -98,14 +98,14 @@ def crossings(report: RuntimeReport) -> None:
     inside = [o for o in ran.ops if o.kind == "integer" and o.reads[:1] == ("float",) == o.writes[:1]]
     if inside:
         does = "s take float and give" if len(inside) > 1 else " takes float and gives"
-        st.markdown(
+        say.markdown(
             f"{len(inside)} integer op{does} float: {', '.join(dict.fromkeys(o.op for o in inside))}. Inside, "
             "integers are multiplied; the conversions are part of that op's time and stand in no row of their own."
         )
     if not found:
-        st.info("No op of the executed graph does nothing but convert.")
+        say.info("No op of the executed graph does nothing but convert.")
         return
-    st.markdown(
+    say.markdown(
         f"Conversions: {len(found)}. Together they take {write('latency', sum(b.op.seconds for b in found))} of a "
         f"call, {percent(ran.share('convert'))} of its time. A float op between integer ops costs two of them."
     )
@@ -133,14 +133,14 @@ def compared(report: RuntimeReport) -> None:
     opened = "" if name == INTEGER else " with the runtime's defaults"
     first = parity.first
     if not parity.tensors:
-        st.markdown(
+        say.markdown(
             f"No tensor lies on a grid known beforehand under this config, so there are no codes to compare{opened}. "
             f"The outputs differ by {runtime.difference(parity)} at most."
         )
     elif first is None:
-        st.markdown(f"Every code of every tensor is the same on {parity.samples} samples{opened}.")
+        say.markdown(f"Every code of every tensor is the same on {parity.samples} samples{opened}.")
     else:
-        st.markdown(
+        say.markdown(
             f"The first difference{opened} is made in **{errors.escape(first.tensor)}**: {whole(first.differing)} of "
             f"{whole(first.count)} codes on {parity.samples} samples, by {write('steps', first.largest)} at most. What "
             "a layer makes of equal input is shown apart from what reaches it from before."
@@ -172,7 +172,7 @@ def _predictions(report: RuntimeReport) -> None:
         key="runtime_accuracy",
     )
     apart = of.integer_to_simulated
-    st.markdown(
+    say.markdown(
         f"Integer and simulated name another class for {whole(apart.changed)} of {whole(apart.n)} predictions"
         + (f"; {apart.lost} of them are right in the simulation alone, {apart.gained} on integers alone."
            if apart.p is not None and apart.changed else ".")
@@ -186,7 +186,7 @@ def room(report: RuntimeReport) -> None:
     assert report.numbers is not None
     rows = report.numbers.headroom
     if not rows:
-        st.info(
+        say.info(
             "No layer adds products of integers on known grids under this config, so there is no accumulator to fill. "
             "A static config such as x86 has them."
         )
@@ -194,7 +194,7 @@ def room(report: RuntimeReport) -> None:
     cut = [r for r in rows if r.pairs is not None and r.pairs.saturated > 0]
     saturates = report.machine.cpu.saturates_pairs
     where = {True: "This CPU does so.", False: "This CPU does not.", None: "Whether this CPU does so is not known."}
-    st.markdown(
+    say.markdown(
         "Left: the largest sum of products each layer had, as a share of 32 bits. Right: the largest sum of two "
         f"products, as a share of 16 bits, where x86 without VNNI cuts off. {where[saturates]} "
         + (
@@ -219,12 +219,12 @@ def latency(report: RuntimeReport) -> None:
     timing = report.times.timing
     found = speed(timing, name)
     why = why_not_faster(report, name)
-    st.markdown(
+    say.markdown(
         f"With batch {timing.batch} on {report.threads} thread{'s' if report.threads > 1 else ''} the {word} network "
         f"is **{found.verdict}** in ONNX Runtime." + (" What stands in its way:" if why else "")
     )
     if why:
-        st.markdown("\n".join(f"- {errors.escape(reason)}" for reason in why))
+        say.markdown("\n".join(f"- {errors.escape(reason)}" for reason in why))
     widgets.chart(latencies(report.times.timings, report.times.torch, widgets.dark()), key="runtime_latencies")
     both = zip(report.times.timings, report.times.torch, strict=True)
     rows = [row for t, own in both for row in (*((t, name) for name in t.seconds), (own, TORCH))]
@@ -241,7 +241,7 @@ def latency(report: RuntimeReport) -> None:
         hide_index=True,
         key="runtime_turns",
     )
-    st.caption("The networks take turns, each with a moment of untimed calls before, so that drift meets all alike.")
+    say.caption("The networks take turns, each with a moment of untimed calls before, so that drift meets all alike.")
 
 
 def size(report: RuntimeReport) -> None:
@@ -251,7 +251,7 @@ def size(report: RuntimeReport) -> None:
 
     assert report.numbers is not None
     found = report.numbers.size
-    st.markdown(
+    say.markdown(
         f"The ONNX file takes {write('size', found.total)}, {percent(found.ratio)} of the float one"
         + (f"; {write('size', found.waste)} of it are bits of containers that no code uses." if found.waste else ".")
     )
@@ -272,13 +272,13 @@ def size(report: RuntimeReport) -> None:
 def machine(report: RuntimeReport) -> None:
     """What it was measured on, and how the session was opened."""
     cpu = report.machine.cpu
-    st.markdown("**Entries of the session that results depend on here**")
+    say.markdown("**Entries of the session that results depend on here**")
     if report.entries:
-        st.markdown("\n".join(f"- `{name}`: {errors.escape(why)}" for name, why in report.entries.items()))
+        say.markdown("\n".join(f"- `{name}`: {errors.escape(why)}" for name, why in report.entries.items()))
     else:
-        st.markdown("None: the runtime's defaults already compute what was simulated.")
+        say.markdown("None: the runtime's defaults already compute what was simulated.")
     name = errors.escape(cpu.name or "unknown processor")
-    st.markdown(f"**{name}**, {cpu.architecture}, {report.machine.cores} logical cores")
+    say.markdown(f"**{name}**, {cpu.architecture}, {report.machine.cores} logical cores")
     known = {True: "yes", False: "no", None: "unknown"}
     has = {
         "AVX2": (cpu.avx2, "256-bit integer arithmetic"),
@@ -295,4 +295,4 @@ def machine(report: RuntimeReport) -> None:
         "What it does": [text for _, text in has.values()],
     }
     st.table(table, hide_index=True)
-    st.markdown(f"**Versions** {' · '.join(f'{name} {version}' for name, version in report.machine.versions.items())}")
+    say.markdown(f"**Versions** {' · '.join(f'{name} {version}' for name, version in report.machine.versions.items())}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import streamlit as st
 
 from qlab.metrics import metric, write
-from qlab.ui import cache, choose, derived, state, widgets
+from qlab.ui import cache, choose, derived, say, state, widgets
 
 if TYPE_CHECKING:
     from qlab.analysis.keep import Kept
@@ -59,38 +59,30 @@ def share_params() -> dict[str, str | None]:
     }  # fmt: skip
 
 
-def _keep(name: str) -> Callable[[Any], None]:
-    def store(value: Any) -> None:
-        if value:  # a segmented control gives nothing when its last choice is pressed again
-            st.session_state[name] = tuple(value) if isinstance(value, list) else value
-
-    return store
-
-
 def controls() -> None:
     """One row: mode, measure, part, what the worst become; and how many are measured on all samples."""
     chosen = st.session_state
     with st.container(horizontal=True, vertical_alignment="bottom", gap="small", key="sens_controls"):
         widgets.kept(
-            st.segmented_control, "Quantized", list(MODES), value=chosen[MODE], store=_keep(MODE), key="sens_mode",
-            format_func=MODES.__getitem__, width="content",
+            st.segmented_control, "Quantized", list(MODES), value=chosen[MODE], store=widgets.into(MODE),
+            key="sens_mode", format_func=MODES.__getitem__, width="content",
             help="Quantizes one layer and leaves all others float, or leaves one float and quantizes all others. The "
             "first shows what a layer breaks, the second what sparing it repairs.",
         )  # fmt: skip
         widgets.kept(
-            st.segmented_control, "Measure", list(MEASURES), value=chosen[MEASURE], store=_keep(MEASURE),
+            st.segmented_control, "Measure", list(MEASURES), value=chosen[MEASURE], store=widgets.into(MEASURE),
             key="sens_measure", format_func=MEASURES.__getitem__, width="content",
             help="Ranks by right predictions, by the cross-entropy of the labels, which notices doubt before a "
             "prediction falls, or by how far the output is from float's.",
         )  # fmt: skip
         widgets.kept(
-            st.segmented_control, "Part", list(PARTS), value=list(chosen[PART]), store=_keep(PART), key="sens_part",
-            selection_mode="multi", format_func=PARTS.__getitem__, width="content",
+            st.segmented_control, "Part", list(PARTS), value=list(chosen[PART]), store=widgets.into(PART),
+            key="sens_part", selection_mode="multi", format_func=PARTS.__getitem__, width="content",
             help="Takes a layer as a whole, or its weights and its activations apart: press both to see which of the "
             "two it is.",
         )  # fmt: skip
         widgets.kept(
-            st.segmented_control, "Keep the worst", list(KEEPS), value=chosen[KEEP], store=_keep(KEEP),
+            st.segmented_control, "Keep the worst", list(KEEPS), value=chosen[KEEP], store=widgets.into(KEEP),
             key="sens_keep", width="content",
             help="Leaves the worst layers float on the curve below, or gives them 8 bits.",
         )  # fmt: skip
@@ -195,7 +187,7 @@ def picture(found: Sensitivity) -> None:
     widgets.chart(made, key=CHART, on_select=lambda: _clicked(found), selection_mode="points")
     rest = len(worst_first(found, st.session_state[MEASURE])) - MOST
     if rest > 0:
-        st.caption(f"{rest:,} layers that cost less stand in the table alone.")
+        say.caption(f"{rest:,} layers that cost less stand in the table alone.")
 
 
 def _clicked(found: Sensitivity) -> None:

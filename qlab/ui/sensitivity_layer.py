@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import streamlit as st
 
 from qlab.metrics import metric, write
-from qlab.ui import change, errors, run_list, state
+from qlab.ui import change, errors, run_list, say, state
 from qlab.ui.sensitivity import LAYER, MEASURE, PARTS, TABLE, layer_of
 
 if TYPE_CHECKING:
@@ -22,10 +22,10 @@ def details(found: Sensitivity) -> None:
     layer = layer_of(found)
     rows = [row for row in found if row.layer == layer]
     with st.container(border=True, key="sens_layer"):
-        st.markdown(f"**{errors.escape(layer)}** ({rows[0].op}, {rows[0].weights:,} weights)")
+        say.markdown(f"**{errors.escape(layer)}** ({rows[0].op}, {rows[0].weights:,} weights)")
         for row in rows:
             lead = f"{PARTS[row.part].capitalize()}: " if len(rows) > 1 or row.part != "both" else ""
-            st.markdown(lead + _sentence(found, row))
+            say.markdown(lead + _sentence(found, row))
         with st.container(horizontal=True, gap="small"):
             change.buttons(remedies(found, layer), "sens_do")
             if st.button("See its values", key="sens_values", help="Opens Distributions at the output of this layer."):

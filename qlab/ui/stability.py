@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import streamlit as st
 
 from qlab.metrics import about_duration, metric, percent, write
-from qlab.ui import cache, change, choose, derived, errors, estimate, jobs, state, widgets
+from qlab.ui import cache, change, choose, derived, errors, estimate, jobs, say, state, widgets
 
 if TYPE_CHECKING:
     from qlab.analysis.remedy import Remedy
@@ -102,7 +102,7 @@ def _ask(model: Model, mine: str) -> None:
 
     data = cache.dataset(state.data_ref())
     with st.container(border=True, key="stab_ask"):
-        st.markdown(
+        say.markdown(
             f"Calibrations of growing size are drawn from the {len(data.calibration):,} calibration samples, "
             f"{RESAMPLES} of each size, with replacement and in any order. Each is quantized under "
             f"**{errors.escape(state.config_label())}** and measured on {min(EVALUATED, len(data.evaluation)):,} "
@@ -134,7 +134,7 @@ def _independent() -> None:
     default = state.mapping().default
     mode = "float" if default is None else default.mode
     name = state.DEFAULT_PRESET
-    st.info(
+    say.info(
         f"No range of this config comes from the calibration data: {NOT_DRAWN[mode]}. Its result is the same whatever "
         "the calibration samples are."
     )
@@ -212,12 +212,12 @@ def figures(result: Stability, samples: int) -> None:
 def picture(result: Stability) -> None:
     from qlab.plots.stability import draws_figure
 
-    st.markdown("**How many samples are enough?**")
+    say.markdown("**How many samples are enough?**")
     widgets.chart(
         draws_figure(result, widgets.dark()), key="stab_draws",
         alt="The figure of each drawn calibration over its number of samples, with that of the whole calibration",
     )  # fmt: skip
-    st.caption(
+    say.caption(
         f"Simulated, on {result.evaluated:,} evaluation samples. Each size is drawn {len(result.at(result.sizes[0]))} "
         f"times with replacement, {result.chunk} samples at a time."
         + (
@@ -266,9 +266,9 @@ def advice(result: Stability) -> None:
     if unsteady:
         helps = remedies(state.mapping())
         if helps:
-            st.markdown("**What may help**: an observer that does not follow single values.")
+            say.markdown("**What may help**: an observer that does not follow single values.")
             change.buttons(helps, "stab_do")
         if state.data_ref().kind != "sample":
             st.page_link("pages/lab/start.py", label="Calibrate with more samples: the share is set on Start")
     elif result.spreads and ranking(result, largest)[0].relative(largest) >= MOVES:
-        st.caption("Some scales move by 10 % and more between draws. The result bears it, so nothing has to be done.")
+        say.caption("Some scales move by 10 % and more between draws. The result bears it, so nothing has to be done.")

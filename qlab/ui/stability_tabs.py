@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import streamlit as st
 
 from qlab.metrics import whole
-from qlab.ui import errors, state, widgets
+from qlab.ui import errors, say, state, widgets
 from qlab.ui.stability import SIZE
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ def scales(result: Stability) -> None:
     from qlab.plots.stability import MOST_BARS, ranking, scales_figure, spread_bars
 
     if not result.spreads:
-        st.caption("No tensor has one scale that comes from the calibration, so there is none to follow.")
+        say.caption("No tensor has one scale that comes from the calibration, so there is none to follow.")
         return
     wanted = st.session_state[SIZE]
     size = wanted if wanted in result.sizes else result.sizes[-1]
@@ -42,7 +42,7 @@ def scales(result: Stability) -> None:
         selection_mode="points",
         alt=f"How far the scale of each tensor moves between calibrations of {size:,} samples, {MOST_BARS} at most",
     )  # fmt: skip
-    st.markdown(f"**{errors.escape(spread.tensor)}**: the scale that each draw gives it")
+    say.markdown(f"**{errors.escape(spread.tensor)}**: the scale that each draw gives it")
     widgets.chart(
         scales_figure(spread, widgets.dark()), key="stab_scales",
         alt=f"The scale of {spread.tensor} in each drawn calibration over its number of samples",

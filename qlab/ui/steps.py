@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import streamlit as st
 
-from qlab.ui import cache, errors, state, steps_known, widgets
+from qlab.ui import cache, errors, say, state, steps_known, widgets
 from qlab.ui.converted import Key
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ def jumps(choice: Choice, trace: Trace, qmodel: QuantizedModel, key: Key) -> Non
         )
 
     with st.container(horizontal=True, gap="small", vertical_alignment="center", key="steps_jumps"):
-        st.caption("Show", width="content")
+        say.caption("Show", width="content")
         st.button("a large number", on_click=large, key="steps_large",
                   help="Goes to the largest number of this layer and sample that is not cut off.")  # fmt: skip
         st.button("one that is cut off", on_click=clamped, key="steps_clamped",
@@ -161,7 +161,7 @@ def jumps(choice: Choice, trace: Trace, qmodel: QuantizedModel, key: Key) -> Non
                   help=f"Looks through the first {steps_known.SEARCHED} samples for the largest difference in this "
                   "layer.")  # fmt: skip
     if notice := st.session_state.pop("steps.notice", None):
-        st.caption(notice)
+        say.caption(notice)
 
 
 def _go(sample: int, index: tuple[int, ...] | None, otherwise: str) -> None:
@@ -179,14 +179,14 @@ def others(qmodel: QuantizedModel, layers: list[str]) -> None:
         with st.expander(
             f"Why {len(why)} {other}{'layers have' if len(why) > 1 else 'layer has'} no integers to follow"
         ):
-            st.markdown("\n".join(f"- `{layer}`: {errors.escape(reason)}" for layer, reason in why))
+            say.markdown("\n".join(f"- `{layer}`: {errors.escape(reason)}" for layer, reason in why))
 
 
 def nothing_to_follow(qmodel: QuantizedModel) -> None:
     """Why there is no integer sum under this config, and a way to one."""
     default = state.mapping().default
     mode = "float" if default is None else default.mode
-    st.info(NO_GRIDS.get(mode, "With this config no layer of this network multiplies integers on known grids."))
+    say.info(NO_GRIDS.get(mode, "With this config no layer of this network multiplies integers on known grids."))
     if st.button(
         f"Switch to the config {state.DEFAULT_PRESET}", key="steps_x86", type="primary",
         help="Makes the static 8-bit preset the current config, on every page.",

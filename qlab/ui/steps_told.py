@@ -9,7 +9,7 @@ import streamlit as st
 from qlab.metrics import MINUS, percent, three_digits, whole
 from qlab.plots.steps import accumulator_line, window_heatmaps
 from qlab.runtime.steps import INT32, Steps
-from qlab.ui import cache, errors, export, state, steps_known, widgets
+from qlab.ui import cache, errors, export, say, state, steps_known, widgets
 
 if TYPE_CHECKING:
     from qlab.ui.steps_known import Answers
@@ -62,7 +62,7 @@ def tell(found: Answers) -> None:
     for title, words, formula in lines(steps):
         with st.container(horizontal=True, gap="medium", vertical_alignment="center"):
             with st.container(width=WORDS_WIDTH):
-                st.markdown(f"**{title}**  \n{words}")
+                say.markdown(f"**{title}**  \n{words}")
             with st.container(width="stretch"):
                 st.code(formula, language=None, wrap_lines=True)
     _verdict(found)
@@ -123,7 +123,7 @@ def _window(steps: Steps) -> None:
     else:
         window = f"Output feature {steps.channel} of `{steps.layer}` reads one row of its input"
     holes = f" {_count(padded, 'of them is', 'of them are')} padding and hold the zero point." if padded else ""
-    st.markdown(f"{window}: **{_count(count, 'integer')}**, each with a weight of its own.{holes}")
+    say.markdown(f"{window}: **{_count(count, 'integer')}**, each with a weight of its own.{holes}")
     st.code(
         f"input value  = (integer − {_in_sum(steps.input_zero_point)}) × {steps.input_scale:.6g}      "
         f"integers {_int(steps.input_range[0])} to {_int(steps.input_range[1])}\n"
@@ -134,7 +134,7 @@ def _window(steps: Steps) -> None:
     )
     channel = _input_channel(steps)
     widgets.chart(window_heatmaps(steps, widgets.dark(), channel), key="steps_window")
-    st.caption(
+    say.caption(
         "Blue is below the zero point, orange above it: what is worth exactly 0 has the colour of the page."
         + (" A number in brackets is padding." if padded else "")
     )
@@ -175,14 +175,14 @@ def _sum(steps: Steps) -> None:
         f"{_in_sum(steps.weight_zero_point)}) = {_int(product)}\n"
         f"sum of all {steps.products.size:,}: {_int(steps.accumulator)}"
     )
-    st.markdown(words)
+    say.markdown(words)
     st.code(formula, language=None, wrap_lines=True)
     widgets.chart(accumulator_line(steps, widgets.dark()), key="steps_accumulator")
     reach = max(abs(int(steps.running.min())), abs(int(steps.running.max())))
     if steps.overflows:
         st.error("This sum leaves 32 bits: a kernel would wrap around and give a wrong number here.")
     else:
-        st.caption(f"At its largest, the sum uses {percent(reach / INT32)} of what 32 bits can hold.")
+        say.caption(f"At its largest, the sum uses {percent(reach / INT32)} of what 32 bits can hold.")
 
 
 def _bias_line(steps: Steps, unit: float, total: int) -> tuple[str, str, str]:
@@ -219,38 +219,40 @@ def _verdict(found: Answers) -> None:
         _prepare(found.network)
         return
     if found.kernel is None or found.from_kernel is None or kernel is None:
-        st.info(f"The network could not be run on integers, so there is nothing to compare. {errors.escape(found.why)}")
+        say.info(
+            f"The network could not be run on integers, so there is nothing to compare. {errors.escape(found.why)}"
+        )
         return
     moved = int((found.from_kernel.inputs != steps.inputs).sum())
     name = f"ONNX Runtime {found.runtime} gave the integer **{_int(kernel)}**"
     if kernel == steps.code and not moved:
-        st.markdown(f"{name} from the same {steps.products.size:,} input integers: exactly the result above.")
+        say.markdown(f"{name} from the same {steps.products.size:,} input integers: exactly the result above.")
     elif not moved:
-        st.markdown(
+        say.markdown(
             f"{name} from the same input integers, {_int(kernel - steps.code)} away from the result above, although "
             "both add up the same products. The kernel rescales in another way, or saturates; see Runtime."
         )
     else:
         same = found.from_kernel.code == kernel
-        st.markdown(
+        say.markdown(
             f"{name}. Of its {steps.products.size:,} input integers, {moved:,} had arrived different there, because "
             f"earlier layers had rounded to the other side. From the kernel's own input integers the same steps give "
             f"**{_int(found.from_kernel.code)}**: {'the same' if same else 'not the same'}."
         )
     if steps.difference:
-        st.markdown(
+        say.markdown(
             f"The simulation says {_int(steps.simulated_code)}: it computes in float, where the number before rounding "
             "came out a little different."
         )
     differing, every = len(found.kernel.differing), found.kernel.codes.numel()
     opened = "; ".join(f"`{entry}` ({why})" for entry, why in found.entries.items())
-    st.caption(
+    say.caption(
         f"In this layer and sample, {differing:,} of {every:,} integers differ from the simulated ones."
         if differing
         else f"In this layer and sample, all {every:,} integers are the simulated ones."
     )
     if opened:
-        st.caption(f"The session was opened with {opened}.")
+        say.caption(f"The session was opened with {opened}.")
 
 
 def _prepare(network: str) -> None:
@@ -259,7 +261,7 @@ def _prepare(network: str) -> None:
     if files is None:
         return
     if files.blocked:
-        st.info(f"The network could not be run on integers. {errors.escape(files.blocked)}")
+        say.info(f"The network could not be run on integers. {errors.escape(files.blocked)}")
     else:
         steps_known.make_here(network)
         st.rerun()

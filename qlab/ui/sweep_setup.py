@@ -16,7 +16,7 @@ from qlab.errors import InvalidConfig, QLabError
 from qlab.lab.grid import Grid
 from qlab.metrics import about_duration
 from qlab.quant.observers import OBSERVERS
-from qlab.ui import cache, errors, jobs, prepared, state, widgets
+from qlab.ui import cache, errors, jobs, prepared, say, state, widgets
 from qlab.ui.config_editor import MODE_NAMES, granularities_for
 
 if TYPE_CHECKING:
@@ -178,7 +178,7 @@ def _start(chosen: Plan, model: Model | None) -> None:
     try:
         sweep = chosen.sweep()
     except InvalidConfig as error:
-        st.warning(errors.escape(str(error)))
+        say.warning(errors.escape(str(error)))
         return
     going = any(run.kind == "sweep" for run in jobs.open_runs())
     with st.container(horizontal=True, gap="medium", vertical_alignment="center"):
@@ -187,11 +187,11 @@ def _start(chosen: Plan, model: Model | None) -> None:
             disabled=going or model is None,
             help="Calibrates once, then evaluates every config in a process of its own; each becomes a run.",
         )  # fmt: skip
-        st.markdown(_words(chosen, sweep, model) if model is not None else f"**{len(sweep.configs)} configs**")
+        say.markdown(_words(chosen, sweep, model) if model is not None else f"**{len(sweep.configs)} configs**")
     left_out = chosen.grid.left_out
     if left_out:
         with st.expander(f"{len(left_out)} combinations are no valid config"):
-            st.markdown("\n".join(f"- {errors.escape(name)}: {errors.escape(why)}" for name, why in left_out.items()))
+            say.markdown("\n".join(f"- {errors.escape(name)}: {errors.escape(why)}" for name, why in left_out.items()))
 
 
 def _submit(sweep: Sweep) -> None:

@@ -10,7 +10,7 @@ import streamlit as st
 
 from qlab.errors import QLabError
 from qlab.metrics import COMPUTED, MISSING, metric, write
-from qlab.ui import cache, errors, jobs, results, state, widgets
+from qlab.ui import cache, errors, jobs, results, say, state, widgets
 
 if TYPE_CHECKING:
     from qlab.lab.store import Run
@@ -31,7 +31,7 @@ def shown() -> Run | None:
             return run
         state.set_sweep(None)
         st.query_params.pop("sweep", None)
-        st.warning(f"There is no sweep {errors.escape(chosen)} in this store; the newest is shown instead.")
+        say.warning(f"There is no sweep {errors.escape(chosen)} in this store; the newest is shown instead.")
     mine = [run for run in store.list_runs(EARLIER, kind="sweep") if run.spec["model"] == state.model_ref().source]
     return store.get_run(mine[0].id) if mine else None
 
@@ -79,7 +79,7 @@ def _ended(run: Run) -> None:
     if run.status == "failed":
         errors.failure(run.error or "This sweep ended without a result.", run.detail)
     elif run.status == "cancelled":
-        st.info(f"This sweep was stopped; {len(parts) - len(missing)} of {len(parts)} configs are done and stay so.")
+        say.info(f"This sweep was stopped; {len(parts) - len(missing)} of {len(parts)} configs are done and stay so.")
     with st.container(horizontal=True, vertical_alignment="center"):
         _actions(run, parts, missing)
     _best(run, parts, "Best")
@@ -143,7 +143,7 @@ def _said(run: Run, parts: Sequence[Run]) -> None:
     samples = result["samples"]
     if samples["in_full"] > samples["evaluated"]:
         saved = 1 - samples["evaluated"] / samples["in_full"]
-        st.markdown(
+        say.markdown(
             f"Dropping what was worse beyond chance saved **{metric('clipped').format(saved)}** of the samples: "
             f"{samples['evaluated']:,} were evaluated instead of {samples['in_full']:,}."
         )
@@ -156,9 +156,9 @@ def _said(run: Run, parts: Sequence[Run]) -> None:
             continue
         with st.expander(f"{len(result[key])} {title}"):
             lines = [f"- **{errors.escape(names[i].name)}**: {errors.escape(why(names[i]) or '')}" for i in result[key]]
-            st.markdown("\n".join(lines))
+            say.markdown("\n".join(lines))
     if result["reused"]:
-        st.caption(f"{len(result['reused'])} of the results were known from earlier runs and not computed again.")
+        say.caption(f"{len(result['reused'])} of the results were known from earlier runs and not computed again.")
 
 
 def _best(run: Run, parts: Sequence[Run], label: str) -> None:
@@ -212,7 +212,7 @@ def _chart(run: Run, parts: Sequence[Run]) -> None:
         widgets.chart(made, key=f"{key}_going")
         return
     widgets.chart(made, key=key, on_select=lambda: _clicked(key, parts), selection_mode="points")
-    st.caption("Click a point to open that run on the Experiment page.")
+    say.caption("Click a point to open that run on the Experiment page.")
     if st.session_state.pop("sweep_opened", False):
         st.switch_page("pages/lab/experiment.py")
 

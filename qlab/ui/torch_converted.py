@@ -9,7 +9,7 @@ import streamlit as st
 
 from qlab.errors import QLabError
 from qlab.metrics import MINUS, three_digits
-from qlab.ui import errors, weights_source
+from qlab.ui import errors, say, weights_source
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,7 +51,7 @@ def draw() -> None:
         else f"of {OWN_SHAPE[0]} × {OWN_SHAPE[1]} drawn weights, because {errors.escape(shown.layer)} is not a linear "
         f"layer or plain convolution of at most {MOST_WEIGHTS:,} weights"
     )
-    st.markdown(
+    say.markdown(
         f"A `torch.nn.{found.layer}` {which} was quantized just now by `torch.ao.quantization` of torch "
         f"{found.version} (engine {found.engine}). Each block is the code that ran; under it stands what came out."
     )
@@ -64,7 +64,7 @@ def draw() -> None:
     _summary(found)
     for attempt in found.attempts:
         with st.container(border=True):
-            st.markdown(f"**{TITLES[attempt.name]}**")
+            say.markdown(f"**{TITLES[attempt.name]}**")
             _pair(attempt.code, outcome(attempt, found))
     st.subheader("And in qlab?", anchor=False)
     _pair(found.in_qlab.code, in_qlab(found.in_qlab))
@@ -101,7 +101,7 @@ def _tried(key: str, layer: str, _weight: Tensor | None) -> TorchConverted:
 def _pair(code: str, words: str) -> None:
     """What ran, and under it what came out."""
     st.code(code, language="python", wrap_lines=True)
-    st.markdown(words)
+    say.markdown(words)
 
 
 def _stored(stored: tuple[Stored, ...]) -> None:

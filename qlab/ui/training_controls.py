@@ -11,7 +11,7 @@ import streamlit as st
 from qlab.errors import QLabError
 from qlab.metrics import write
 from qlab.training.settings import OPTIMIZERS, RANGES, SCHEDULES
-from qlab.ui import change, errors, state, training, widgets
+from qlab.ui import change, errors, say, state, training, widgets
 
 if TYPE_CHECKING:
     from qlab.graph.capture import Model
@@ -161,7 +161,7 @@ def config() -> None:
         if (changed := training.low_bits(mapping, weight, activation)) != mapping
     ]
     with st.container(horizontal=True, vertical_alignment="center", gap="small", key="train_config"):
-        st.markdown(
+        say.markdown(
             f"Config **{errors.escape(state.config_label())}**: {bits()}", width="content",
             help="The config that all pages share: training starts on its grids and keeps their bits.",
         )  # fmt: skip
@@ -174,9 +174,9 @@ def config() -> None:
         st.page_link("pages/lab/experiment.py", label="Change it on Experiment")
     fewest = training.fewest_bits(mapping)
     if fewest is None:
-        st.info("This config quantizes nothing, so there is nothing to win back. A button above sets few bits.")
+        say.info("This config quantizes nothing, so there is nothing to win back. A button above sets few bits.")
     elif fewest >= training.NO_LOSS:
-        st.info(
+        say.info(
             f"With {fewest} bits and more, quantization itself seldom costs anything that training could win back. "
             "Few bits show what training is for: a button above sets them."
         )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import streamlit as st
 
 from qlab.metrics import MINUS, percent, three_digits, write
-from qlab.ui import errors, export, state, training, widgets
+from qlab.ui import errors, export, say, state, training, widgets
 from qlab.ui.training_controls import NAMES
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def grids(history: History) -> None:
         alt=f"Both ends of the range of {grid.tensor} and its step size over the epochs",
     )  # fmt: skip
     left = grid.count - len(grid.channels)
-    st.caption(
+    say.caption(
         f"As it was {_every(history)}."
         + (f" Of the {grid.count:,} scales, {len(grid.channels):,} at even distances are kept." if left else "")
     )
@@ -70,7 +70,7 @@ def _every(history: History) -> str:
 def _choose(found: Sequence[GridTrace], key: str, text: str) -> GridTrace | None:
     """The tensor that was looked at last, where it is among these, else the first."""
     if not found:
-        st.caption("This config has no grid that could be followed here.")
+        say.caption("This config has no grid that could be followed here.")
         return None
     names = {grid.tensor: grid for grid in found}
     grid = names.get(state.tensor() or "", found[0])
@@ -100,8 +100,8 @@ def weights(history: History) -> None:
         weights_on_grid(grid, row, widgets.dark(), label), key="train_weights_chart",
         alt=f"Histogram of {grid.tensor} over its grid, {label}",
     )  # fmt: skip
-    st.markdown(middle_words(grid, row))
-    st.caption(
+    say.markdown(middle_words(grid, row))
+    say.caption(
         "Every weight in steps of its own grid, before it is rounded; the end bins hold what lies beyond the grid. "
         "A weight in a grey part is rounded up or down by the smallest change."
     )
@@ -151,14 +151,14 @@ def flips(history: History) -> None:
         flips_figure(history, widgets.dark()), key="train_flips",
         alt="Share of the codes of each weight that changed from one record to the next, over the epochs",
     )  # fmt: skip
-    st.caption(
+    say.caption(
         f"Share of the codes that differ from those at the record before; {_every(history)}. Grids that move change "
         "codes as well as weights that learn."
     )
     found = [(grid, grid.flips[-1]) for grid in history.grids if grid.role == "weight"]
     if found and len(history.record_epochs) > 1:
         grid, share = max(found, key=lambda pair: float(pair[1]))
-        st.markdown(
+        say.markdown(
             f"At the last record, **{errors.escape(grid.tensor)}** changes most: {percent(float(share))} of its codes "
             "since the record before. Codes that go on flipping late are weights that sit between two grid points."
             if share
@@ -176,7 +176,7 @@ def states(history: History) -> None:
     with st.container(horizontal=True, vertical_alignment="bottom", gap="small", key="train_states_row"):
         epoch = _epoch(history, "train_states")
     record = history.record_of(epoch)
-    st.markdown(marked_words(history, record, epoch))
+    say.markdown(marked_words(history, record, epoch))
     rows: list[dict[str, Any]] = [
         _line(grid, record) for grid in sorted(history.grids, key=lambda grid: not grid.marks(record))
     ]
@@ -235,7 +235,7 @@ def _line(grid: GridTrace, record: int) -> dict[str, Any]:
 
 def done(history: History) -> None:
     """Settings, samples and what decides, as sentences."""
-    st.markdown("\n".join(f"- {line}" for line in facts(history)))
+    say.markdown("\n".join(f"- {line}" for line in facts(history)))
 
 
 def facts(history: History) -> list[str]:
@@ -299,10 +299,10 @@ def take(seen: Seen, model: Model) -> None:
     """The file of the trained model, and the pages that show it."""
     run = seen.finished
     if run is None:
-        st.caption("Once the training has come to its end, the trained model can be downloaded and looked at here.")
+        say.caption("Once the training has come to its end, the trained model can be downloaded and looked at here.")
         return
     file, name = training.trained_model(run), f"{export.stem()}_trained.safetensors"
-    st.markdown(
+    say.markdown(
         f"The network of epoch {seen.history.best if seen.history else 0} as a file of {write('size', file.bytes)}: "
         "integer codes, grids, biases and the graph. It can be written as ONNX from there."
     )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import streamlit as st
 
 from qlab.metrics import MISSING, about_duration, metric, percent, write
-from qlab.ui import cache, errors, jobs, prepared, results, state, training, training_tabs, widgets
+from qlab.ui import cache, errors, jobs, prepared, results, say, state, training, training_tabs, widgets
 
 if TYPE_CHECKING:
     from qlab.evaluation import Comparison, Evaluation
@@ -69,7 +69,7 @@ def bar(model: Model, seen: Seen) -> None:
                 help="Trains the weights through fake quantization, in a process of its own; other pages go on "
                 "working. It may be stopped at any time and goes on from its last epoch.",
             )  # fmt: skip
-            st.caption(_expected(model, seen))
+            say.caption(_expected(model, seen))
         # A width of its own, so that in a narrow window it moves under the button instead of being squeezed.
         with st.container(width=560):
             _state(seen)
@@ -106,20 +106,20 @@ def _state(seen: Seen) -> None:
     elif run is not None and run.status == "failed":
         errors.failure(run.error or "The training ended without a result.", run.detail)
         if seen.reached:
-            st.caption(f"What was found up to epoch {seen.reached} stands below, and training can go on from there.")
+            say.caption(f"What was found up to epoch {seen.reached} stands below, and training can go on from there.")
     elif run is not None and run.status == "cancelled":
-        st.info(
+        say.info(
             f"The training was stopped after epoch {seen.reached}; what it found until then stands below."
             if seen.reached
             else "The training was stopped before its first epoch was over."
         )
     elif history is not None and history.finished:
-        st.markdown(_ended(history))
+        say.markdown(_ended(history))
     elif seen.reached:
-        st.info(f"A training by these settings was broken off after epoch {seen.reached}; it can go on.")
+        say.info(f"A training by these settings was broken off after epoch {seen.reached}; it can go on.")
     else:
         data = cache.dataset(state.data_ref())
-        st.markdown(
+        say.markdown(
             f"Press **Train**: the weights learn on the {len(data.calibration):,} calibration samples with the grid in "
             f"their way, and every epoch is measured on the {len(data.evaluation):,} evaluation samples."
         )
@@ -150,7 +150,7 @@ def before_any(model: Model, seen: Seen) -> None:
     known = prepared.known(state.model_ref(), state.data_ref()) if seen.going else prepared.require(key="train")
     reference = known.float_evaluation if known else None
     if reference is not None and reference.accuracy is None:
-        st.markdown(
+        say.markdown(
             "The data has no labels: the float network is the teacher, and what counts is on how many samples both "
             "name the same class."
         )
@@ -188,7 +188,7 @@ def _offer_untrained(seen: Seen, more: str) -> None:
             "Measure PTQ", key="train_ptq", on_click=training.measure_untrained,
             help="Runs the current config without training, so that both can be compared sample by sample.",
         )  # fmt: skip
-        st.caption(more)
+        say.caption(more)
 
 
 # --- the picture and the figures --------------------------------------------------------------------------------------
@@ -202,7 +202,7 @@ def picture(history: History) -> None:
         alt="Accuracy of the quantized network by epoch against float and before training, and the loss by step",
     )  # fmt: skip
     held = history.samples[1]
-    st.caption(
+    say.caption(
         f"Simulated on {history.evaluation_samples:,} evaluation samples, which training never sees. "
         + (
             f"Which epoch is best is decided by the loss on the {held:,} held-out samples alone."
@@ -327,7 +327,7 @@ def verdict(seen: Seen, history: History, pairs: Pairs) -> None:
     if pairs.ptq is not None:
         _said(pairs.ptq, "PTQ")
     elif history.float_accuracy is not None:
-        st.markdown(apart(history))
+        say.markdown(apart(history))
         _offer_untrained(seen, "As a run of its own, PTQ can be compared sample by sample.")
 
 
@@ -337,7 +337,7 @@ def _said(comparison: Comparison, than: str) -> None:
     told = against(comparison, than)
     colour = {"better": "green", "worse": "orange"}.get(told.tone, "gray")
     change = told.short if told.delta is None else metric("accuracy").delta(told.delta)
-    st.markdown(f":{colour}-badge[{change}] {errors.escape(told.words[:1].upper() + told.words[1:])}.")
+    say.markdown(f":{colour}-badge[{change}] {errors.escape(told.words[:1].upper() + told.words[1:])}.")
 
 
 def _overlap(before: Epoch, after: Epoch) -> bool | None:

@@ -12,7 +12,7 @@ import streamlit as st
 from qlab.config import ACTIVATION_BITS, QSCHEMES, WEIGHT_BITS, QConfigMapping, QuantSpec
 from qlab.errors import QLabError
 from qlab.quant.observers import OBSERVERS
-from qlab.ui import errors, state, widgets
+from qlab.ui import errors, say, state, widgets
 from qlab.ui.config_editor import observers_for, step_of, with_scheme
 from qlab.ui.tensors import (
     Entry,
@@ -187,7 +187,7 @@ def _set_scheme(entry: Entry, spec: QuantSpec, scheme: str) -> None:
 
 
 def _more(entry: Entry, spec: QuantSpec) -> None:
-    st.markdown(f"**Codes** · {spec.quant_min:,} … {spec.quant_max:,}")
+    say.markdown(f"**Codes** · {spec.quant_min:,} … {spec.quant_max:,}")
     widgets.kept(
         st.segmented_control,
         "Signed",
@@ -239,7 +239,7 @@ def _more(entry: Entry, spec: QuantSpec) -> None:
             key=f"dist_param_{observer.name}_{param.name}",
             help=param.help,
         )
-    st.markdown("**Picture**")
+    say.markdown("**Picture**")
     view = st.session_state
     widgets.kept(
         st.segmented_control,
@@ -282,7 +282,7 @@ def config_line(entry: Entry, spec: QuantSpec, about: str) -> None:
     same = held == spec
     label = "As the config has it" if same else "Use this in the config"
     with line.popover(label, type="secondary" if same else "primary", width=235, disabled=same, key="dist_use"):
-        st.caption(f"Tried here: `{spec}`  \nIn the config: `{held or 'float'}`")
+        say.caption(f"Tried here: `{spec}`  \nIn the config: `{held or 'float'}`")
         kinds = "weights" if entry.role == "weight" else "activations"
         # Through a callback, which runs before the page does: nothing on it shows the old config once more.
         st.button(

@@ -19,16 +19,24 @@ if TYPE_CHECKING:
 
 
 def receive(
-    label: str, kind: str, check: Callable[[Path], Any], accept: Callable[[Artifact], None], *, key: str, text: str
+    label: str,
+    kind: str,
+    check: Callable[[Path], Any],
+    accept: Callable[[Artifact], None],
+    *,
+    key: str,
+    text: str,
+    megabytes: int | None = None,
 ) -> None:
     """An uploader for a model or data file.
 
     check: reads the file and raises a QLabError if it is no good; accept: makes the stored file the current one. What
     was refused is shown here in one box until the next upload, and what was chosen before stays usable.
+    megabytes: the largest file; None takes what the server takes.
     """
     turn = st.session_state.setdefault(f"{key}_turn", 0)
     # Without type=: a wrong kind should arrive and be told what to do instead of being greyed out in the file dialog.
-    file = st.file_uploader(label, key=f"{key}_{turn}", help=text)
+    file = st.file_uploader(label, key=f"{key}_{turn}", help=text, max_upload_size=megabytes)
     if file is None:
         if failed := st.session_state.get(f"{key}_error"):
             errors.show(failed)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import streamlit as st
 
-from qlab.ui import errors, weight_edits_accuracy, weight_edits_controls, weight_edits_effect, weight_edits_proof
+from qlab.ui import errors, say, weight_edits_accuracy, weight_edits_controls, weight_edits_effect, weight_edits_proof
 from qlab.ui.converted import Key
 from qlab.ui.weight_edits_controls import number
 
@@ -56,7 +56,7 @@ def draw(shown: Shown) -> None:
     weight_edits_controls.jumps(shown, place)
     weight_edits_controls.now(shown, place, value)
     if not shown.edits:
-        st.caption(
+        say.caption(
             "Nothing is written yet: the model is as the config made it. A number written here is there on the other "
             "tabs, too; pages other than Weights keep the model without it."
         )
@@ -86,14 +86,14 @@ def _write_button(shown: Shown, place: Place, value: float | None) -> None:
 def _list(shown: Shown) -> None:
     """The edits in order, each with its way back."""
     count = len(shown.edits)
-    st.markdown(f"**{count} number{'s' if count > 1 else ''} written by hand**")
+    say.markdown(f"**{count} number{'s' if count > 1 else ''} written by hand**")
     was = before(shown)
     with st.container(
         border=True, key="edits_list", height=330 if count > MOST_LINES else "content", gap="small"
     ):  # fmt: skip
         for number, (edit, value) in enumerate(zip(shown.edits, was, strict=True)):
             with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
-                st.markdown(f"{told(edit, value)}; {meaning(shown, edit, value)}", width="content")
+                say.markdown(f"{told(edit, value)}; {meaning(shown, edit, value)}", width="content")
                 st.button(
                     "Undo", key=f"edits_undo_{number}", on_click=undo, args=(shown.key, number), width="content",
                     help="Takes this edit back; the others stay.",

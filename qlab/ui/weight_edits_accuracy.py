@@ -8,7 +8,7 @@ import streamlit as st
 
 from qlab.errors import QLabError
 from qlab.metrics import COMPUTED, metric, write
-from qlab.ui import cache, compare, errors, jobs, results, state, widgets
+from qlab.ui import cache, compare, errors, jobs, results, say, state, widgets
 
 if TYPE_CHECKING:
     from qlab.lab.experiment import Experiment
@@ -38,7 +38,7 @@ def _count(edits: int) -> str:
 
 def draw(shown: Shown) -> None:
     """The button that measures, how far it is, and what came out."""
-    st.markdown("**What this does to the accuracy**")
+    say.markdown("**What this does to the accuracy**")
     edited, plain = experiments(shown)
     # What was trained has been measured by the run that trained it.
     origin = cache.store().get_run(shown.origin) if shown.origin else None
@@ -61,7 +61,7 @@ def draw(shown: Shown) -> None:
         elif run is not None and run.status == "failed":
             errors.failure(run.error or "The run ended without a result.", run.detail)
         elif run is not None and run.status == "cancelled":
-            st.info("A run was stopped before it had a result. Measure the accuracy starts it again.")
+            say.info("A run was stopped before it had a result. Measure the accuracy starts it again.")
     with_edits, without = runs
     if done and with_edits is not None and without is not None:
         _found(with_edits, without)
@@ -109,9 +109,9 @@ def _found(run: Run, without: Run) -> None:
             _figure("With the edits", edited.quantized, edited.quantized.backend),
         ]
     )
-    compare.say(against(compare.comparison(run, without), "the model without the edits"))
+    compare.tell(against(compare.comparison(run, without), "the model without the edits"))
     n = edited.quantized.n
-    st.caption(f"On all {n:,} evaluation samples, {COMPUTED[edited.quantized.backend]}; both runs stand on Runs.")
+    say.caption(f"On all {n:,} evaluation samples, {COMPUTED[edited.quantized.backend]}; both runs stand on Runs.")
 
 
 def _figure(label: str, found: object, backend: str | None) -> tuple[str, str, str | None, str]:

@@ -10,7 +10,7 @@ import numpy as np
 import streamlit as st
 
 from qlab.metrics import MINUS
-from qlab.ui import errors, weights_known, widgets
+from qlab.ui import errors, say, weights_known, widgets
 
 if TYPE_CHECKING:
     from qlab.edits import Edit
@@ -45,7 +45,7 @@ def place(shown: Shown) -> Place:
     """Draws what chooses a number, side by side, and gives it."""
     part = st.session_state.get(PART, "code")
     widgets.kept(
-        st.segmented_control, "What to write", list(PARTS), value=part, store=_keep(PART), key="edits_part",
+        st.segmented_control, "What to write", list(PARTS), value=part, store=widgets.into(PART), key="edits_part",
         format_func=PARTS.__getitem__, required=True,
         help="A code changes one weight, a scale or a zero point all weights or activations of its grid.",
     )  # fmt: skip
@@ -62,7 +62,7 @@ def _tensor(shown: Shown) -> str:
     chosen = st.session_state.get(OF, WEIGHT)
     chosen = chosen if chosen in names else WEIGHT
     widgets.kept(
-        st.selectbox, "Of", names, value=chosen, store=_keep(OF), key="edits_of", width=260,
+        st.selectbox, "Of", names, value=chosen, store=widgets.into(OF), key="edits_of", width=260,
         format_func=lambda name: f"activation {name}" if name else f"weight of {shown.layer}",
         help="Edits the grid of the weight of the layer that is shown, or that of an activation.",
     )  # fmt: skip
@@ -107,14 +107,6 @@ def _numbers(sides: list[tuple[str, int]]) -> tuple[int, ...]:
     return at
 
 
-def _keep(key: str) -> Callable[[Any], None]:
-    def store(value: Any) -> None:
-        if value is not None:
-            st.session_state[key] = value
-
-    return store
-
-
 # --- places worth a look ----------------------------------------------------------------------------------------------
 
 
@@ -137,11 +129,11 @@ def jumps(shown: Shown, found: Place) -> None:
     else:
         return
     with st.container(horizontal=True, gap="small", vertical_alignment="center", key="edits_jumps"):
-        st.caption("Go to", width="content")
+        say.caption("Go to", width="content")
         for label, (key, find, text) in ways.items():
             st.button(label, key=key, on_click=_go, args=(find,), help=text)
     if notice := st.session_state.pop(NOTICE, None):
-        st.caption(notice)
+        say.caption(notice)
 
 
 def _go(find: Callable[[], tuple[int, ...] | None]) -> None:
@@ -218,7 +210,7 @@ def now(shown: Shown, place: Place, value: float | None) -> None:
     standing = value_now(shown, place)
     text = f"{_words(of, place)} is **{number(standing)}**"
     if place.part != "code":
-        st.markdown(f"{text}; it holds for {_reach(shown, place)}.")
+        say.markdown(f"{text}; it holds for {_reach(shown, place)}.")
         return
     zero_point, scale = grid_of_code(shown, place.tensor, place.index)
     text += f" and stands for **{number((standing - zero_point) * scale)}**"
@@ -226,7 +218,7 @@ def now(shown: Shown, place: Place, value: float | None) -> None:
         text += f" (float {number(float(of.original.detach()[place.index]))})"
     if value is not None and value != standing:
         text += f"; {number(value)} would stand for **{number((value - zero_point) * scale)}**"
-    st.markdown(f"{text}.")
+    say.markdown(f"{text}.")
 
 
 def _words(of: Known, place: Place) -> str:

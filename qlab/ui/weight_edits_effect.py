@@ -8,7 +8,7 @@ import streamlit as st
 
 from qlab.errors import QLabError
 from qlab.metrics import metric, percent, three_digits, write
-from qlab.ui import cache, errors, state, widgets
+from qlab.ui import cache, errors, say, state, widgets
 
 if TYPE_CHECKING:
     from qlab.analysis.edited import EditEffect
@@ -22,15 +22,15 @@ def draw(shown: Shown) -> None:
     """The change of the layer that is shown, channel by channel, and of the predictions."""
     from qlab.plots.weight_edits import change_by_channel
 
-    st.markdown(f"**What this does to the output of {errors.escape(shown.layer)}**")
+    say.markdown(f"**What this does to the output of {errors.escape(shown.layer)}**")
     try:
         found = effect(shown)
     except QLabError as refused:  # the rest of the tab has its own answers, and the way back
         errors.show(refused)
         return
     if all(edit.tensor != shown.layer or edit.of != "weight" for edit in shown.edits):
-        st.caption("No number of this layer's weight is edited: what changes here comes from the edits elsewhere.")
-    st.markdown(sentence(found))
+        say.caption("No number of this layer's weight is edited: what changes here comes from the edits elsewhere.")
+    say.markdown(sentence(found))
     widgets.figures(
         [
             (
@@ -56,7 +56,7 @@ def draw(shown: Shown) -> None:
         ]
     )  # fmt: skip
     widgets.chart(change_by_channel(found, widgets.dark()), key="edits_channels")
-    st.caption(
+    say.caption(
         f"Computed just now on the first {found.samples:,} evaluation samples, with the quantized model without edits "
         "as the reference."
     )

@@ -8,7 +8,7 @@ import streamlit as st
 
 from qlab.errors import QLabError
 from qlab.metrics import byte_size
-from qlab.ui import errors
+from qlab.ui import errors, say
 from qlab.ui.weight_edits_controls import number
 
 if TYPE_CHECKING:
@@ -27,8 +27,8 @@ MOST_OTHERS = 4
 def draw(shown: Shown) -> None:
     """The last edit in the buffer and the state dict; in both files once a person asks for it."""
     edit = shown.edits[-1]
-    st.markdown(f"**Where the last number is now** · {errors.escape(edit.tensor)}, {edit.part.replace('_', ' ')}")
-    st.markdown("\n".join(f"- {line}" for line in (*in_memory(shown, edit), others(shown))))
+    say.markdown(f"**Where the last number is now** · {errors.escape(edit.tensor)}, {edit.part.replace('_', ' ')}")
+    say.markdown("\n".join(f"- {line}" for line in (*in_memory(shown, edit), others(shown))))
     asked = st.session_state.setdefault(READ, set())
     if shown.stamp not in asked:
         st.button(
@@ -41,7 +41,7 @@ def draw(shown: Shown) -> None:
     except QLabError as refused:
         errors.show(refused)
         return
-    st.markdown("\n".join(f"- {line}" for line in in_files(edit, found)))
+    say.markdown("\n".join(f"- {line}" for line in in_files(edit, found)))
 
 
 # --- read now ---------------------------------------------------------------------------------------------------------

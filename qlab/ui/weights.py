@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import streamlit as st
 
 from qlab.lab.compared import changes_of
 from qlab.metrics import MINUS, metric, write
-from qlab.ui import change, errors, state, weights_known, weights_source, widgets
+from qlab.ui import change, errors, say, state, weights_known, weights_source, widgets
 from qlab.ui.weights_source import CONFIG, LAYER, ORIGIN, Shown
 
 if TYPE_CHECKING:
@@ -63,7 +62,7 @@ def origin(model: Model) -> None:
         return f"Trained: {run.name} ({run_id[:6]})" if run.name else f"{config} ({run_id[:6]})"
 
     widgets.kept(
-        st.selectbox, "What to look at", [CONFIG, *runs], value=st.session_state[ORIGIN], store=_keep(ORIGIN),
+        st.selectbox, "What to look at", [CONFIG, *runs], value=st.session_state[ORIGIN], store=widgets.into(ORIGIN),
         key="weights_origin", format_func=title, width=340,
         help="Shows the integers that the current config gives, or those that a training ended with.",
     )  # fmt: skip
@@ -88,18 +87,10 @@ def _start(label: str, key: str, size: int, step: int) -> int:
     st.session_state[key] = at
     if size > step:
         widgets.kept(
-            st.number_input, label, 0, size - 1, value=at, store=_keep(key), key=f"weights_{label[6:]}_{size}",
+            st.number_input, label, 0, size - 1, value=at, store=widgets.into(key), key=f"weights_{label[6:]}_{size}",
             step=step, width=140, help=f"Moves the window, {step:,} of {size:,} at a time; any number can be typed.",
         )  # fmt: skip
     return at
-
-
-def _keep(key: str) -> Callable[[Any], None]:
-    def store(value: Any) -> None:
-        if value is not None:
-            st.session_state[key] = value
-
-    return store
 
 
 def _set_layer(layer: str) -> None:
@@ -122,7 +113,7 @@ def picture(shown: Shown, of: Known, found: Cells) -> None:
         key="weights_codes",
         alt=f"Integer codes of {of.name}: channels from top to bottom, what lies behind them from left to right",
     )  # fmt: skip
-    st.caption(part_shown(of, found) + " Framed: written by hand." * bool(changed.any()))
+    say.caption(part_shown(of, found) + " Framed: written by hand." * bool(changed.any()))
 
 
 def _changed(shown: Shown, of: Known, found: Cells) -> np.ndarray:
@@ -177,7 +168,7 @@ def figures(shown: Shown, of: Known) -> None:
         ]
     )  # fmt: skip
     if not shown.qmodel.has_float_original:
-        st.caption("The file of this model does not hold the float weights, so there is no error to measure.")
+        say.caption("The file of this model does not hold the float weights, so there is no error to measure.")
 
 
 # --- nothing to show --------------------------------------------------------------------------------------------------
@@ -188,7 +179,7 @@ def nothing(shown: Shown) -> None:
     from qlab.preset import presets
 
     name = state.DEFAULT_PRESET
-    st.info("No weight of this network is held as integers under this config, so there are none to look at.")
+    say.info("No weight of this network is held as integers under this config, so there are none to look at.")
     st.button(
         f"Switch to the config {name}", key="weights_default", type="primary", on_click=go_to,
         args=(name,), help=f"{presets.about(name).title}: {presets.about(name).summary}",
@@ -214,4 +205,4 @@ def others(shown: Shown) -> None:
     ]  # fmt: skip
     if stay:
         with st.expander(f"Why {len(stay)} {'layers have' if len(stay) > 1 else 'layer has'} no integer weights"):
-            st.markdown("\n".join(f"- {errors.escape(row.layer)}: {errors.escape(row.reason)}" for row in stay))
+            say.markdown("\n".join(f"- {errors.escape(row.layer)}: {errors.escape(row.reason)}" for row in stay))

@@ -9,7 +9,7 @@ import streamlit as st
 
 from qlab.config import QConfigMapping
 from qlab.metrics import MINUS, write
-from qlab.ui import state, weights, weights_known, widgets
+from qlab.ui import say, state, weights, weights_known, widgets
 from qlab.ui.weights_source import Shown
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def draw(shown: Shown, of: Known, found: Cells) -> None:
         bytes_picture(values, bits, names, widgets.dark(), nibbles=of.tensor.bits == NIBBLE), key="weights_bytes",
         alt=f"Bytes {bits.byte[0]:,} to {bits.byte[-1]:,} bit by bit, coloured by the code that each bit belongs to",
     )  # fmt: skip
-    st.caption(_legend(of))
+    say.caption(_legend(of))
     with st.expander("As a table"):
         _table(of, bits, values, codes)
 
@@ -50,14 +50,14 @@ def _verdict(of: Known, packed: Packed) -> None:
     """Whether unpacking gave all codes, and how much room packing saves."""
     size, count, bits = len(packed.values), packed.count, of.tensor.bits
     if packed.same == count:
-        st.success(f"Packed into {size:,} bytes and unpacked again: all {count:,} integers are the same.")
+        say.success(f"Packed into {size:,} bytes and unpacked again: all {count:,} integers are the same.")
     else:
         st.error(f"Unpacked again, {count - packed.same:,} of {count:,} integers differ from those that were packed.")
     if bits == 8:
-        st.markdown("At 8 bits **a byte is a code**: nothing has to be packed.")
+        say.markdown("At 8 bits **a byte is a code**: nothing has to be packed.")
         return
     whole = "" if 8 % bits == 0 else " The width does not divide 8, so some codes lie across two bytes."
-    st.markdown(
+    say.markdown(
         f"{bits} bits each, one after the other, lowest bits first: {write('size', size)} instead of "
         f"{write('size', count)} with a byte for each.{whole}"
     )

@@ -8,7 +8,7 @@ import numpy as np
 import streamlit as st
 
 from qlab.metrics import MINUS, three_digits
-from qlab.ui import run_list, weights, weights_known, widgets
+from qlab.ui import run_list, say, weights, weights_known, widgets
 from qlab.ui.weights_source import Shown
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def _one_scale(of: Known) -> None:
     tensor = of.tensor
     scale, zero = float(tensor.scale), int(tensor.zero_point)
     ends = [(end - zero) * scale for end in (tensor.quant_min, tensor.quant_max)]
-    st.markdown("One scale and one zero point hold for the whole weight.")
+    say.markdown("One scale and one zero point hold for the whole weight.")
     widgets.figures(
         [
             ("Scale", f"{scale:.6g}", "weight per code", "Distance between two neighbouring grid points."),
@@ -118,7 +118,7 @@ def _by_channel(of: Known) -> None:
 
     scale, zero = of.tensor.scale.numpy(), of.tensor.zero_point.numpy()
     part = _channels(of)
-    st.markdown(f"Each of the {of.channels:,} output channels has a scale of its own.")
+    say.markdown(f"Each of the {of.channels:,} output channels has a scale of its own.")
     widgets.chart(
         scale_chart(scale[part], zero[part], widgets.dark(), first=part.start), key="weights_scales",
         alt="Scale and zero point of each output channel",
@@ -137,13 +137,13 @@ def _by_group(of: Known) -> None:
     group = min(st.session_state[weights.POSITION] // size, groups - columns)
     part, along = slice(channel, min(channel + rows, of.channels)), slice(group, group + columns)
     scale, zero = (grid[part, along].numpy() for grid in (of.tensor.scale, of.tensor.zero_point))
-    st.markdown(f"Every {size:,} weights of a channel have a scale of their own: {groups:,} groups in each channel.")
+    say.markdown(f"Every {size:,} weights of a channel have a scale of their own: {groups:,} groups in each channel.")
     widgets.chart(
         group_chart(scale, zero, widgets.dark(), first_channel=channel, first_group=group), key="weights_groups",
         alt="Scale of each group: channels from top to bottom, groups along them from left to right",
     )  # fmt: skip
     if scale.size < of.tensor.scale.numel():
-        st.caption(
+        say.caption(
             f"Channels {part.start:,} to {part.stop - 1:,} of {of.channels:,}, groups {group:,} to "
             f"{group + columns - 1:,} of {groups:,}: those of the window above."
         )
@@ -160,7 +160,7 @@ def _channels(of: Known) -> slice:
 
 def _told(of: Known, part: slice) -> None:
     if part.stop - part.start < of.channels:
-        st.caption(f"Channels {part.start:,} to {part.stop - 1:,} of {of.channels:,}, from that of the window on.")
+        say.caption(f"Channels {part.start:,} to {part.stop - 1:,} of {of.channels:,}, from that of the window on.")
 
 
 def _grids(of: Known, places: dict[str, Any], scale: np.ndarray, zero: np.ndarray) -> None:
@@ -189,7 +189,7 @@ def against_float(shown: Shown, of: Known) -> None:
     from qlab.plots.weights import error_by_code
 
     if of.original is None:
-        st.info(
+        say.info(
             "The file of this model does not hold the float weights, so there is nothing to compare the integers with."
         )
         return
@@ -207,7 +207,7 @@ def against_float(shown: Shown, of: Known) -> None:
         found, of.tensor.quant_min, of.tensor.quant_max, dark
     )  # fmt: skip
     widgets.chart(made, key=f"weights_error_{view}", alt=f"{VIEWS[view]} of {of.name}")
-    st.caption(_what_is_seen(shown, of, found.code.size))
+    say.caption(_what_is_seen(shown, of, found.code.size))
 
 
 def _what_is_seen(shown: Shown, of: Known, count: int) -> str:
@@ -226,7 +226,7 @@ def levels(of: Known) -> None:
 
     every, unused = len(of.levels.codes), of.levels.unused
     logarithmic = bool(st.session_state.get(LOG, False))
-    st.markdown(f"**{len(unused):,} of {every:,} levels unused**{_named(unused)}")
+    say.markdown(f"**{len(unused):,} of {every:,} levels unused**{_named(unused)}")
     widgets.kept(
         st.toggle, "Logarithmic count", value=logarithmic, store=lambda on: st.session_state.update({LOG: on}),
         key="weights_log", help="Makes levels that few weights take visible beside those that many take.",
@@ -236,14 +236,14 @@ def levels(of: Known) -> None:
         alt=f"How many weights of {of.name} have each code; unused codes are marked",
     )  # fmt: skip
     part, used = _channels(of), of.levels.used_by_channel
-    st.markdown("**How many levels does each channel use?**")
+    say.markdown("**How many levels does each channel use?**")
     widgets.chart(
         used_by_channel(used[part], every, of.positions, widgets.dark(), first=part.start), key="weights_used",
         alt="How many levels of the grid each output channel uses",
     )  # fmt: skip
     _told(of, part)
     if len(used):
-        st.caption(
+        say.caption(
             f"Between {int(used.min()):,} and {int(used.max()):,} of {every:,} levels; a channel has {of.positions:,} "
             "weights."
         )

@@ -43,6 +43,17 @@ def _commit(key: str, store: Callable[[Any], None]) -> None:
     store(st.session_state[key])
 
 
+def into(name: str) -> Callable[[Any], None]:
+    """For `store`: keeps the value in the session under this name. A control in which nothing is chosen any more, such
+    as a segmented one whose choice was pressed again, leaves it as it was."""
+
+    def store(value: Any) -> None:
+        if value is not None and value != []:
+            st.session_state[name] = tuple(value) if isinstance(value, list) else value
+
+    return store
+
+
 def dark() -> bool:
     """Whether this browser shows the dark theme; pass it to the functions in qlab.plots."""
     return st.context.theme.type == "dark"

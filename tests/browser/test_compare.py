@@ -11,7 +11,7 @@ import pytest
 
 from qlab.lab.store import Store
 from tests.browser.acts import click_middle, crowd, pick_line, sideways, timed, watch
-from tests.browser.conftest import start_server, stop_server
+from tests.browser.serve import start_server, stop_server
 from tests.many_runs import fill, one_run
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]

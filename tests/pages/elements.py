@@ -9,10 +9,17 @@ from typing import Any
 import numpy as np
 from streamlit.testing.v1 import AppTest
 
+from qlab.ui.glossary import unlinked
+
+
+def said(element: Any) -> str:
+    """What a person reads there: words of the glossary without their links."""
+    return unlinked(str(getattr(element, "value", "")))
+
 
 def texts(at: AppTest, *kinds: str) -> str:
     """All elements of these kinds, as one text: `texts(at, "caption")`."""
-    return "\n".join(str(getattr(element, "value", "")) for kind in kinds for element in at.get(kind))
+    return "\n".join(said(element) for kind in kinds for element in at.get(kind))
 
 
 def figures(at: AppTest) -> dict[str, str]:

@@ -26,7 +26,7 @@ from qlab.runtime.steps import explain_element
 from qlab.ui import config_extras
 from qlab.ui.trial import tensors
 from tests.jobs_here import carry
-from tests.pages.elements import charts, figures
+from tests.pages.elements import charts, figures, said
 
 MODEL = "conv_digits"
 X86 = presets["x86"]
@@ -103,7 +103,7 @@ def test_ranges_are_listed_and_one_that_is_of_no_tensor_is_told(open_page, read)
     assert not at.warning
     at.session_state["lab.mapping"] = X86.replace(ranges={**RANGES, "no.such": (0.0, 1.0)})
     at.run()
-    assert "no tensor no.such" in at.warning[0].value
+    assert "no tensor no.such" in said(at.warning[0])
     at.session_state["lab.mapping"] = X86
     at.run()
     assert "Ranges set by hand" not in read(at, "markdown")

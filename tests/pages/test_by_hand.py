@@ -20,7 +20,7 @@ from qlab.ui import by_hand, cache, hand_controls
 from qlab.ui.library import DataRef
 from qlab.ui.tensors import tensors_of
 from tests.jobs_here import carry
-from tests.pages.elements import charts, deltas, figures
+from tests.pages.elements import charts, deltas, figures, said
 
 MODEL = "residual_digits"
 WEIGHT, ACTIVATION = "layer1.0.conv1.weight", "layer1.0.relu@1"
@@ -349,7 +349,7 @@ def test_measuring_runs_the_config_with_this_range_in_a_worker(page, home) -> No
     shown = figures(at)
     assert shown["Float"] == write("accuracy", ended.headline.float_accuracy)
     assert shown["By hand, simulated"] == write("accuracy", ended.headline.accuracy)
-    assert any("from float on" in text.value or "than float" in text.value for text in at.markdown)
+    assert any("from float on" in said(text) or "than float" in said(text) for text in at.markdown)
 
 
 @pytest.mark.parametrize("backend", ["simulated", "integer"])

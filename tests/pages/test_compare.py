@@ -19,7 +19,7 @@ from qlab.preset import presets
 from qlab.training.settings import Training
 from qlab.ui import cache, compare, compare_columns, compare_layers, compare_pick, compare_table, compare_two, errors
 from tests.many_runs import one_run
-from tests.pages.elements import charts
+from tests.pages.elements import charts, said
 
 MODEL = "outlier_mlp"
 COARSE = QConfigMapping(
@@ -113,12 +113,12 @@ def test_runs_of_a_link_that_are_not_here_are_counted(open_page, ids, store, rea
     assert "2 more that were chosen are not here" in read(at, "caption")
     assert at.selectbox(key="compare_baseline").value == compare.FLOAT_ID
     at = open_page("compare", query={"runs": "nothere"})
-    assert "None of the runs that were asked for is here" in at.info[0].value
+    assert "None of the runs that were asked for is here" in said(at.info[0])
 
 
 def test_nothing_run_yet_offers_three_presets_and_shows_them_when_they_are_done(open_page, home) -> None:
     at = open_page("compare", query={"model": MODEL})
-    assert "no finished experiment" in at.info[0].value
+    assert "no finished experiment" in said(at.info[0])
     at.button(key="compare_first").click().run()
     sweep = at.session_state["compare.sweep"]
     ended = cache.runner().wait(sweep, 200)
@@ -153,7 +153,7 @@ def test_a_whole_sweep_is_added(compared, ids, store) -> None:
     assert list(at.session_state["lab.compared"]) == [ids["simulated"], *(run.id for run in found)]
     assert at.button(key="compare_add_sweep").disabled
     at.button(key="compare_none").click().run()
-    assert "No run is compared" in at.info[0].value
+    assert "No run is compared" in said(at.info[0])
     at.button(key="compare_newest").click().run()
     assert set(table(at).index) == {"simulated", "kernels", "coarse", "arm", "w4a8"}
     assert clean(at)
@@ -255,7 +255,7 @@ def test_columns_without_content_make_way(compared, ids) -> None:
 
 def test_before_a_click_the_best_run_is_picked(compared, ids, store) -> None:
     at = compared("coarse", "simulated")
-    assert f"**{errors.escape('simulated')}**" in [m.value for m in at.main.markdown]
+    assert f"**{errors.escape('simulated')}**" in [said(m) for m in at.main.markdown]
     at.button(key="compare_make_baseline").click().run()
     assert at.session_state["lab.baseline"] == ids["simulated"]
     assert table(at).loc["simulated", "Verdict"] == "baseline"
@@ -351,15 +351,15 @@ def trained(home, ids):
 def test_a_trained_run_is_told_apart_from_its_untrained_twin(compared, ids, trained, read) -> None:
     at = compared("simulated", "trained", baseline="simulated", **{"lab.picked": trained})
     rows = at.dataframe[-1].value
-    assert sorted(rows["Changes"]) == ["", "trained 1 epochs · 1 number edited"]
+    assert sorted(rows["Changes"]) == ["", "trained 1 epoch · 1 number edited"]
     assert "Changes" in at.dataframe[-1].proto.column_order
-    assert "without what was done after converting (trained 1 epochs" in at.button(key="compare_use").help
+    assert "without what was done after converting (trained 1 epoch" in at.button(key="compare_use").help
     twins = compared("simulated", "trained", baseline="simulated", tab="Two configs", **{"lab.picked": trained})
-    assert "training none → 1 epochs; numbers edited by hand 0 → 1" in read(twins, "markdown")
+    assert "training none → 1 epoch; numbers edited by hand 0 → 1" in read(twins, "markdown")
     # What is drawn of a tensor knows nothing of the training, and says so.
     names = {trace.get("name") or "" for trace in charts(twins)[-1]["data"]}
     assert any("config alone" in name for name in names), names
-    assert "without what was done after that (trained 1 epochs" in read(twins, "caption")
+    assert "without what was done after that (trained 1 epoch" in read(twins, "caption")
     assert clean(twins)
 
 

@@ -17,7 +17,7 @@ from qlab.quant.error import quantization_error
 from qlab.quant.qparams import choose_qparams, observer_ranges
 from qlab.ui import cache, library
 from qlab.ui.tensors import configured, tensors_of, with_spec_everywhere, with_spec_here
-from tests.pages.elements import array, charts, figures
+from tests.pages.elements import array, charts, figures, said
 
 WEIGHT, ACTIVATION = "layer1.0.conv1.weight", "layer1.0.relu@1"
 X86 = presets["x86"].default
@@ -70,7 +70,7 @@ def page(open_page):
 
 def test_a_weight_is_shown_at_once_with_every_observer(page, known) -> None:
     at = page()
-    assert any(WEIGHT in text.value for text in at.markdown)
+    assert any(WEIGHT in said(text) for text in at.markdown)
     same_ranges(at, observer_ranges(known.weights[WEIGHT], X86.weight))
     assert chosen(at) == [X86.weight.observer]
 
@@ -179,23 +179,23 @@ def test_one_channel_is_seen_under_its_own_scale(page, known) -> None:
     at = page(dist_channel=3)
     qp = choose_qparams(known.weights[WEIGHT], X86.weight)
     assert figures(at)["Scale"] == write("scale", float(qp.scale[3]))
-    assert any("channel 3" in text.value for text in at.markdown)
+    assert any("channel 3" in said(text) for text in at.markdown)
 
 
 def test_the_channels_tab_marks_who_suffers(page) -> None:
     at = with_tab(page, "Channels")
     assert len(at.get("plotly_chart")) == 2
-    assert any("range of its own" in caption.value for caption in at.caption)
+    assert any("range of its own" in said(caption) for caption in at.caption)
     at.selectbox(key="dist_scheme").set_value("per_tensor_symmetric").run()
-    assert any("channels" in caption.value and "two bits" in caption.value for caption in at.caption)
+    assert any("channels" in said(caption) and "two bits" in said(caption) for caption in at.caption)
 
 
 def test_how_it_is_computed_shows_this_tensors_numbers(page, known) -> None:
     at = with_tab(page, "How it is computed")
-    assert any("16 of each" in text.value for text in at.markdown)
+    assert any("16 of each" in said(text) for text in at.markdown)
     at.selectbox(key="dist_scheme").set_value("per_tensor_affine").run()
     qp = choose_qparams(known.weights[WEIGHT], QuantSpec(8, "per_tensor_affine", X86.weight.observer))
-    assert any(f"{float(qp.scale):.6g}" in text.value for text in at.markdown)
+    assert any(f"{float(qp.scale):.6g}" in said(text) for text in at.markdown)
 
 
 # --- into the config --------------------------------------------------------------------------------------------------

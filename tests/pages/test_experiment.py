@@ -17,6 +17,7 @@ from qlab.preset import presets
 from qlab.quant.observers import OBSERVERS
 from qlab.ui import cache, config_editor, errors, overrides
 from qlab.ui.overrides import BY_TYPE, Rule
+from tests.pages.elements import said
 
 X86 = presets["x86"].default
 LAYERS = [("conv1", "conv2d"), ("relu", "relu"), ("layer1.conv1", "conv2d"), ("layer1.add", "add"), ("fc", "linear")]
@@ -221,7 +222,7 @@ def test_every_preset_is_drawn_without_a_word_of_error(open_page) -> None:
 def test_rule_that_matches_nothing_is_said_and_one_that_does_is_counted(open_page, read) -> None:
     mapping = presets["x86"].replace(by_name={"layer9*": None, "layer1*": None})
     at = open_page("experiment", state={"lab.mapping": mapping})
-    assert "matches nothing" in at.warning[0].value
+    assert "matches nothing" in said(at.warning[0])
     layers = [layer.name for layer in load_model("residual_digits").layers]
     count = sum(name.startswith("layer1") for name in layers)
     assert f"matches **{count} of {len(layers)}** layers" in read(at, "caption")
@@ -260,7 +261,7 @@ def test_run_in_a_worker_gives_the_numbers_of_the_engine(open_page, home) -> Non
     assert shown["Agreement"] == write("agreement", quantized.agreement)
     assert shown["Size"] == write("size", qmodel.size.quantized_bytes)
     verdict = compare(reference, quantized, data.evaluation.targets).verdict
-    assert any(verdict[1:] in m.value for m in at.markdown)
+    assert any(verdict[1:] in said(m) for m in at.markdown)
     assert not at.error
     assert not at.exception
 
@@ -281,7 +282,7 @@ def test_run_that_was_stopped_says_so(open_page, home) -> None:
     store.request_cancel(run_id)
     store.close()
     at = open_page("experiment", query={"run": run_id})
-    assert any("was stopped" in box.value for box in at.info)
+    assert any("was stopped" in said(box) for box in at.info)
 
 
 def test_link_to_a_run_that_is_not_here_says_so_once(open_page) -> None:

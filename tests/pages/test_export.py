@@ -31,7 +31,7 @@ from qlab.preset import presets
 from qlab.ui import cache, export_text
 from qlab.ui.library import ModelRef, sample_data
 from tests.jobs_here import carry
-from tests.pages.elements import figures
+from tests.pages.elements import figures, said
 
 MODEL = "conv_digits"
 ROOT = Path(__file__).resolve().parents[2]
@@ -102,7 +102,7 @@ def test_sizes_are_those_of_the_files(page, qmodel, home) -> None:
     assert figures(at)["Quantized model"] == write("size", files.quantized.bytes)
     assert len(at.get("plotly_chart")) == 1
     assert {f"Download {MODEL}_x86.onnx", f"Download {MODEL}_x86.safetensors"} <= buttons(at)
-    facts = "\n".join(text.value for text in at.markdown)
+    facts = "\n".join(said(text) for text in at.markdown)
     assert "opset 21 with standard operators only" in facts
     assert "5 weight tensors as int8" in facts
     assert f"{len(qmodel.activations)} activations on grids known beforehand" in facts
@@ -149,7 +149,7 @@ def test_the_lines_for_the_quantized_model_give_the_converted_one(page, home, qm
 def test_another_config_has_other_files(page) -> None:
     at = page("int4_weight_only")
     assert f"Download {MODEL}_int4_weight_only.onnx" in buttons(at)
-    assert any("5 weight tensors as int4" in text.value for text in at.markdown)
+    assert any("5 weight tensors as int4" in said(text) for text in at.markdown)
     assert figures(at)["ONNX file"] != figures(page())["ONNX file"]
 
 
@@ -163,7 +163,7 @@ def test_a_first_visit_has_the_files_written_by_a_job(page) -> None:
         at.run()
     assert not at.error
     assert f"Download {MODEL}_int8_weight_only.onnx" in buttons(at)
-    assert any("5 weight tensors as int8" in text.value for text in at.markdown)
+    assert any("5 weight tensors as int8" in said(text) for text in at.markdown)
 
 
 def test_a_network_without_an_onnx_form_says_why_and_has_the_other_file(page, home) -> None:
@@ -174,7 +174,7 @@ def test_a_network_without_an_onnx_form_says_why_and_has_the_other_file(page, ho
     store.derive(EXPORT, key, store.add_bytes(json.dumps(blocked).encode(), kind=EXPORT))
     at = page()
     assert not at.error
-    assert at.warning[0].value == "No form for \\*aten.x\\* of layer fc."
+    assert said(at.warning[0]) == "No form for \\*aten.x\\* of layer fc."
     assert buttons(at) >= {f"Download {MODEL}_x86.safetensors"}
     assert not any(label.endswith(".onnx") for label in buttons(at))
     assert not at.get("plotly_chart")
@@ -245,7 +245,7 @@ def test_what_a_script_does_differently_stands_above_it(page, qmodel) -> None:
     made = torchao_script(Experiment(MODEL, MODEL, "x86"), qmodel)
     assert made.differences
     assert at.code[-1].value == made.text.rstrip()
-    told = "\n".join(text.value for text in at.markdown)
+    told = "\n".join(said(text) for text in at.markdown)
     for difference in made.differences:
         assert export_text.sentence(difference) in told
 

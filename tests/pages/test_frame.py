@@ -12,6 +12,7 @@ from streamlit.testing.v1 import AppTest
 
 from qlab.preset import presets
 from qlab.ui import errors, library
+from tests.pages.elements import said
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -52,7 +53,7 @@ def test_link_opens_its_model_data_and_run(open_page) -> None:
 def test_link_to_a_model_that_is_not_here_says_so_and_opens_the_default(open_page) -> None:
     at = open_page(query={"model": "sha256:" + "0" * 64})
     assert at.session_state["lab.model"].source == "residual_digits"
-    assert "not here" in at.info[0].value
+    assert "not here" in said(at.info[0])
     assert not at.run().info
 
 

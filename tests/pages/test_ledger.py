@@ -12,7 +12,7 @@ from qlab.config import QConfigMapping
 from qlab.graph.causes import state_of
 from qlab.preset import presets
 from qlab.ui import cache, jobs, prepared
-from tests.pages.elements import button, figures, texts
+from tests.pages.elements import button, figures, said, texts
 
 MODEL = "residual_digits"
 STATIC = presets["x86"].default
@@ -130,7 +130,7 @@ def test_only_what_was_asked_for_is_shown(page) -> None:
     assert list(table["Layer"]) == ["layer3.0.relu", "layer3.0.relu@1"]
     at.text_input(key="ledger_search").set_value("nothing like it").run()
     assert not at.dataframe
-    assert "No op has" in at.info[0].value
+    assert "No op has" in said(at.info[0])
 
 
 def test_a_config_without_static_ranges_needs_no_calibration(open_page, fresh_home, monkeypatch) -> None:

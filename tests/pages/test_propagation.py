@@ -15,7 +15,7 @@ from qlab.plots.error_measure import names_of
 from qlab.preset import presets
 from qlab.ui import findings, propagation
 from tests.jobs_here import carry
-from tests.pages.elements import charts, figures, texts
+from tests.pages.elements import charts, figures, said, texts
 
 MODEL, PLAIN = "residual_digits", "outlier_mlp"
 CUT = presets["x86"].replace(ranges={"layer1.0.relu": (0.0, 0.2)})
@@ -113,14 +113,14 @@ def test_distributions_opens_at_the_tensor(page) -> None:
 def test_a_config_that_quantizes_nothing_says_so_and_offers_one_that_does(page, asked) -> None:
     at = page(presets["float"], PLAIN)
     assert not at.error
-    assert "Nothing is quantized under this config" in at.info[0].value
+    assert "Nothing is quantized under this config" in said(at.info[0])
     assert not charts(at)
     at.button(key="prop_default").click().run()
     assert at.session_state["lab.mapping"] == presets["x86"]
     assert [arguments["experiment"].resolved_mapping for _, arguments in asked] == [presets["x86"]]
     at.button(key="prop_undo").click().run()
     assert at.session_state["lab.mapping"] == presets["float"]
-    assert "Nothing is quantized" in at.info[0].value
+    assert "Nothing is quantized" in said(at.info[0])
 
 
 def test_what_stops_the_config_is_told_before_all_else(page, monkeypatch) -> None:
@@ -128,5 +128,5 @@ def test_what_stops_the_config_is_told_before_all_else(page, monkeypatch) -> Non
     monkeypatch.setattr(findings, "diagnosis", lambda model, key: Diagnosis((fault,)))
     at = page()
     assert not at.error
-    assert "relu holds a NaN. Clean the data." in at.info[0].value
+    assert "relu holds a NaN. Clean the data." in said(at.info[0])
     assert not [b for b in at.button if b.key == "prop_default"]

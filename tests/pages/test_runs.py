@@ -11,6 +11,7 @@ from qlab.lab.store import Store
 from qlab.ui import history, run_list
 from qlab.ui.history import ANY, Filter
 from tests.many_runs import fill, one_run
+from tests.pages.elements import said
 
 
 @pytest.fixture
@@ -99,7 +100,7 @@ def test_filters_leave_what_fits_all_of_them(open_page, three) -> None:
 def test_filter_that_leaves_nothing_says_so_and_can_be_taken_away(open_page, three) -> None:
     at = open_page("runs")
     at.text_input(key="runs_words").set_value("nowhere").run()
-    assert "No run has all of these" in at.info[0].value
+    assert "No run has all of these" in said(at.info[0])
     button(at, "runs_all").click().run()
     assert shown(at)[:3] == ["text", "four bits", "first"]
 
@@ -134,7 +135,7 @@ def test_no_run_at_all_says_what_to_do(open_page, fresh_home) -> None:
     if at.dataframe:
         assert set(at.dataframe[0].value["Kind"]) == {"calibration"}
     else:
-        assert "Nothing was run yet" in at.info[0].value
+        assert "Nothing was run yet" in said(at.info[0])
     assert not at.exception
 
 
@@ -185,7 +186,7 @@ def test_deleted_runs_are_shown_and_restored(open_page, store, three) -> None:
     assert shown(at) == ["text"]
     select(at, [0])
     button(at, "runs_restore").click().run()
-    assert "Nothing was deleted" in at.info[0].value
+    assert "Nothing was deleted" in said(at.info[0])
     at.toggle(key="runs_deleted").set_value(False).run()
     assert "text" in shown(at)
 
@@ -193,7 +194,7 @@ def test_deleted_runs_are_shown_and_restored(open_page, store, three) -> None:
 def test_when_all_are_deleted_the_page_says_where_they_are(open_page, store, three) -> None:
     store.delete_runs([run.id for run in store.list_runs(None)])
     at = open_page("runs")
-    assert "Every run was deleted" in at.info[0].value
+    assert "Every run was deleted" in said(at.info[0])
 
 
 def test_run_that_goes_on_is_not_deleted_and_said(open_page, store, three, read) -> None:

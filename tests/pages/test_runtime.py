@@ -17,7 +17,7 @@ from qlab.runtime import report as reports
 from qlab.runtime.why import why_not_faster
 from qlab.ui import errors, runtime
 from tests.jobs_here import carry
-from tests.pages.elements import deltas, figures
+from tests.pages.elements import deltas, figures, said
 
 MODEL = "conv_digits"
 BATCH = 8
@@ -85,7 +85,7 @@ def test_what_the_defaults_do_is_told_and_can_be_looked_at(page, known) -> None:
     if report.numbers.defaults is None:
         pytest.skip("on this CPU the runtime's defaults compute what is simulated")
     at = page()
-    text = "\n".join([*(w.value for w in at.warning), *(c.value for c in at.caption)])
+    text = "\n".join([*(said(w) for w in at.warning), *(said(c) for c in at.caption)])
     assert f"off by up to {write('steps', report.numbers.defaults.output_largest)}" in text
     at = page(opened="defaults")
     shown = figures(at)
@@ -112,7 +112,7 @@ def test_each_tab_is_drawn_when_it_is_opened(page, known, name, words, preset) -
     at = tab(page(preset), name)
     assert not at.exception
     assert not at.error
-    text = "\n".join([*(m.value for m in at.markdown), *(i.value for i in at.info)])
+    text = "\n".join([*(said(m) for m in at.markdown), *(said(i) for i in at.info)])
     if preset == "dynamic" and name == "Accumulator headroom":
         words = "no accumulator to fill"
     if preset == "dynamic" and name == "Boundaries":
@@ -132,7 +132,7 @@ def test_the_float_graph_stands_beside_it(page, known) -> None:
     before = at.get("plotly_chart")[0].proto.spec
     at.segmented_control(key="runtime_graph").set_value("float").run()
     assert at.get("plotly_chart")[0].proto.spec != before
-    assert any(f"{len(known['x86'].times.reference.ops)} ops in order" in c.value for c in at.caption)
+    assert any(f"{len(known['x86'].times.reference.ops)} ops in order" in said(c) for c in at.caption)
 
 
 def test_a_first_visit_starts_the_job_and_shows_nothing_of_another_config(page, asked) -> None:
@@ -142,7 +142,7 @@ def test_a_first_visit_starts_the_job_and_shows_nothing_of_another_config(page, 
     assert arguments["experiment"].resolved_mapping == presets["int8_weight_only"]
     assert (arguments["batch"], arguments["threads"]) == (BATCH, THREADS)
     assert not at.metric
-    assert any("has not run on this machine" in c.value for c in at.caption)
+    assert any("has not run on this machine" in said(c) for c in at.caption)
     at.run()
     assert len(asked) == 1
 
@@ -193,7 +193,7 @@ def test_why_integer_is_slower_stands_above_the_tabs(page, known, monkeypatch, p
     monkeypatch.setattr(runtime, "measured", lambda model: report)
     at = page(preset)
     assert not at.exception
-    lines = [m.value for m in at.markdown if m.value.startswith(("**Why slower.**", "**Slower**"))]
+    lines = [said(m) for m in at.markdown if said(m).startswith(("**Why slower.**", "**Slower**"))]
     assert len(lines) == told
     reasons = why_not_faster(report)
     if reasons:

@@ -14,7 +14,7 @@ from qlab.plots.sensitivity import worst_first
 from qlab.preset import presets
 from qlab.ui import keep_worst, sensitivity
 from tests.jobs_here import carry
-from tests.pages.elements import button, figures, texts
+from tests.pages.elements import button, figures, said, texts
 
 MODEL = "conv_digits"
 LOW = QConfigMapping(QConfig(QuantSpec(3, "per_tensor_symmetric"), QuantSpec(4)))
@@ -89,7 +89,7 @@ def test_parts_stand_apart(page, known, asked) -> None:
     assert not asked
     assert set(at.dataframe[0].value["Part"]) == {"weights", "activations"}
     assert {"Weights: ", "Activations: "} <= {
-        m.value[: m.value.index(": ") + 2] for m in at.markdown if ": Quan" in m.value
+        said(m)[: said(m).index(": ") + 2] for m in at.markdown if ": Quan" in said(m)
     }
     assert len(at.dataframe[0].value) == len(known["parts"])
 

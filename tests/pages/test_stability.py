@@ -16,7 +16,7 @@ from qlab.metrics import percent, write
 from qlab.preset import presets
 from qlab.ui import stability
 from tests.jobs_here import carry
-from tests.pages.elements import charts, figures, texts
+from tests.pages.elements import charts, figures, said, texts
 
 MODEL, PRESET = "outlier_mlp", "onnxruntime"
 
@@ -57,7 +57,7 @@ def words(at):
 def test_the_verdict_and_the_figures_are_those_of_the_result(page, found) -> None:
     assert found.enough is not None
     at = page()
-    assert at.success[0].value == (
+    assert said(at.success[0]) == (
         f"From **{found.enough:,} samples** on, no drawn calibration is worse than all 512 beyond chance."
     )
     shown = figures(at)
@@ -103,8 +103,8 @@ def test_what_another_browser_started_is_shown_and_not_started_again(page, asked
 )
 def test_where_no_range_comes_from_the_data_it_says_so(page, asked, preset, why) -> None:
     at = page(presets[preset])
-    assert "No range of this config comes from the calibration data" in at.info[0].value
-    assert why in at.info[0].value
+    assert "No range of this config comes from the calibration data" in said(at.info[0])
+    assert why in said(at.info[0])
     assert not charts(at)
     assert not asked
     at.button(key="stab_default").click().run()
@@ -114,7 +114,7 @@ def test_where_no_range_comes_from_the_data_it_says_so(page, asked, preset, why)
 
 def test_an_unsteady_result_warns_and_offers_another_observer(page, unsteady) -> None:
     at = page()
-    assert at.warning[0].value == unsteady.warning
+    assert said(at.warning[0]) == unsteady.warning
     assert figures(at)["Enough"] == "none of these"
     assert len(next(t for t in charts(at)[0]["data"] if t["name"] == "worse beyond chance")["x"]) == len(unsteady.sizes)
     labels = [b.label for b in at.button if b.key.startswith("stab_do")]

@@ -15,7 +15,7 @@ from qlab.metrics import MINUS
 from qlab.preset import presets
 from qlab.runtime.kernel_codes import kernel_trace, open_codes
 from qlab.runtime.steps import explain_element, explainable_layers, trace_layer
-from tests.pages.elements import figures
+from tests.pages.elements import figures, said
 
 MODEL = "conv_digits"
 
@@ -84,14 +84,14 @@ def test_the_kernels_answer_is_what_onnx_runtime_gives(page, qmodel, evaluation)
     x = sample(evaluation, 7)
     found = kernel_trace(qmodel, "block3.conv", x, open_codes(qmodel)(*x))
     assert number(figures(at)["Integer kernel"]) == int(found.codes[0, 4, 2, 3])
-    assert any("ONNX Runtime" in text.value and "gave the integer" in text.value for text in at.markdown)
+    assert any("ONNX Runtime" in said(text) and "gave the integer" in said(text) for text in at.markdown)
 
 
 def test_a_link_opens_its_number_and_a_wrong_one_another(page) -> None:
     at = page(layer="block2.conv", sample="3", at="0.5.0.15")
     assert (at.selectbox(key="steps_layer").value, at.number_input(key="steps_sample").value) == ("block2.conv", 3)
     assert index_of(at) == (0, 5, 0, 15)
-    assert "are padding" in "".join(text.value for text in at.markdown)
+    assert "are padding" in "".join(said(text) for text in at.markdown)
     wrong = page(layer="no such", sample="-1", at="0.99.0.0")
     assert wrong.selectbox(key="steps_layer").value == "block1.conv"
     assert wrong.number_input(key="steps_sample").value == 0
@@ -131,7 +131,7 @@ def test_a_number_that_is_cut_off_is_found(page, qmodel, evaluation) -> None:
     at.button(key="steps_clamped").click().run()
     steps = explain_element(qmodel, "block2.conv", sample(evaluation, 0), index_of(at))
     assert steps.clamped
-    assert "cut off.**" in "".join(text.value for text in at.markdown)
+    assert "cut off.**" in "".join(said(text) for text in at.markdown)
     at.button(key="steps_large").click().run()
     trace = trace_layer(qmodel, "block2.conv", sample(evaluation, 0))
     assert not trace.explain(index_of(at)).clamped
@@ -148,7 +148,7 @@ def test_a_disagreement_is_found_or_said_to_be_none(page, qmodel, evaluation) ->
         assert index_of(at) == (0, *rest)
         assert number(figures(at)["Integer kernel"]) != number(figures(at)["Simulated"])
     else:
-        assert any("agree on all of this layer" in text.value for text in at.caption)
+        assert any("agree on all of this layer" in said(text) for text in at.caption)
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_a_disagreement_is_found_or_said_to_be_none(page, qmodel, evaluation) ->
 )
 def test_a_config_without_known_grids_says_so_and_offers_one_with_them(page, preset, word) -> None:
     at = page(preset)
-    assert any(word in box.value for box in at.info)
+    assert any(word in said(box) for box in at.info)
     assert not at.metric
     at.button(key="steps_x86").click().run()
     assert not at.error
@@ -169,4 +169,4 @@ def test_layers_of_another_kind_say_why_they_are_not_listed(open_page) -> None:
     at = open_page("steps", query={"model": MODEL}, state={"lab.mapping": mixed})
     assert not at.error
     assert "block2.conv" not in at.selectbox(key="steps_layer").options
-    assert "block2.conv" in "".join(text.value for text in at.markdown if "stays float" in text.value)
+    assert "block2.conv" in "".join(said(text) for text in at.markdown if "stays float" in said(text))

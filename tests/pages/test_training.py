@@ -23,7 +23,7 @@ from qlab.training.history import Epoch, History
 from qlab.training.settings import Training
 from qlab.ui import training, training_tabs, training_view
 from tests.jobs_here import carry
-from tests.pages.elements import array, button, charts, figures, texts
+from tests.pages.elements import array, button, charts, figures, said, texts
 
 MODEL = "outlier_mlp"
 LOW = training.low_bits(presets["x86"], 4, 4)
@@ -101,7 +101,7 @@ def test_before_any_training_it_shows_float_and_what_to_do_first(page, asked) ->
     assert shown["PTQ"] == "–"
     assert "Press **Train**" in words(at)
     assert "on the 512 calibration samples" in words(at)
-    assert "With 8 bits and more" in at.info[0].value
+    assert "With 8 bits and more" in said(at.info[0])
     button(at, "Measure PTQ").click().run()
     ((kind, arguments),) = asked
     assert kind == "experiment"
@@ -150,7 +150,7 @@ def test_few_bits_reach_every_config_and_leave_float_what_is_float() -> None:
 
 def test_a_config_that_quantizes_nothing_gets_few_bits_as_its_default(page) -> None:
     at = page(mapping=presets["float"])
-    assert "quantizes nothing" in at.info[0].value
+    assert "quantizes nothing" in said(at.info[0])
     assert training.low_bits(presets["float"], 4, 4).default.weight.bits == 4
 
 
@@ -192,7 +192,7 @@ def test_an_early_end_needs_samples_that_are_held_out(page) -> None:
 
 
 def training_seconds(at) -> float:
-    told = next(c.value for c in at.caption if "earlier training" in c.value)
+    told = next(said(c) for c in at.caption if "earlier training" in said(c))
     numbers = [float(word) for word in told.split(" in all")[0].split() if word.isdecimal()]
     return numbers[-1] if len(numbers) == 1 else 60 * numbers[0] + numbers[1]
 
@@ -250,7 +250,7 @@ def test_without_a_run_of_ptq_the_intervals_speak(page, monkeypatch, trained) ->
 
 def test_a_training_that_was_stopped_shows_what_it_found_and_goes_on(page, asked) -> None:
     at = page(BROKEN)
-    assert "stopped after epoch 2" in at.info[0].value
+    assert "stopped after epoch 2" in said(at.info[0])
     line = next(t for t in charts(at)[0]["data"] if t["name"] == "accuracy, simulated")
     assert array(line["x"]) == [0, 1, 2]
     assert "Best so far" in figures(at)

@@ -1,0 +1,121 @@
+"""The lessons in a real browser: how long the first visit to a new server takes, and each control."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks.case import Case, Row
+
+# The browser tests know how to start a server; they lie beside this package and are not installed.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from qlab.ui.curriculum import LESSONS
+from tests.browser.serve import CHROMIUM, CHROMIUM_ARGS, QUIET, start_server, stop_server
+
+CONTROLS = '[data-testid="stSlider"], [data-testid="stButtonGroup"], [data-testid="stCheckbox"]'
+TURNS = 5
+# From the first event on: until what is drawn changed and the script is idle. The last change counts.
+WATCH = """() => {
+  const drawn = () => {
+    const main = document.querySelector('[data-testid="stMain"]');
+    const marks = [...main.querySelectorAll(".js-plotly-plot path, .js-plotly-plot text")];
+    return main.innerText + marks.map(mark => (mark.getAttribute("d") || "") + mark.textContent).join("|");
+  };
+  window.took = null;
+  let before = drawn(), start = null, changed = null;
+  const look = () => {
+    const now = drawn(), at = performance.now();
+    if (now !== before) { before = now; changed = at; }
+    const idle = document.querySelector('[data-testid="stApp"]').dataset.testScriptState === "notRunning";
+    if (changed !== null && idle && at - changed > 250) window.took = changed - start;
+    else if (at - start > 15000) window.took = -1;
+    else setTimeout(look, 15);
+  };
+  const begin = () => { if (start === null) { start = performance.now(); look(); } };
+  for (const event of ["keydown", "click"]) document.addEventListener(event, begin, {capture: true, once: true});
+}"""
+
+
+def lessons(_: Case) -> Iterator[Row]:
+    from playwright.sync_api import sync_playwright
+
+    if CHROMIUM is None:
+        raise SystemExit("no chromium on this machine: install Debian's package chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=CHROMIUM_ARGS)
+        for slug in LESSONS:
+            with tempfile.TemporaryDirectory() as home:
+                server = start_server(Path(home) / "home")
+                try:
+                    context = browser.new_context(viewport={"width": 1400, "height": 950})
+                    yield from _lesson(context.new_page(), server.url, slug)
+                    context.close()
+                finally:
+                    stop_server(server)
+        browser.close()
+
+
+def _lesson(page: Any, url: str, slug: str) -> Iterator[Row]:
+    begun = time.perf_counter()
+    page.goto(f"{url}/{slug}")
+    page.locator("h1").first.wait_for(timeout=60_000)
+    _settle(page)
+    shown = time.perf_counter() - begun
+    answers = 0.0
+    while (closed := page.get_by_role("button", name="Show without a guess")).count():
+        pressed = time.perf_counter()
+        closed.first.click()
+        _settle(page)
+        answers += time.perf_counter() - pressed
+    yield Row(
+        f"lesson {slug}: first visit to a new server, with all answers", f"{shown + answers:.1f} s", "≤ 10 s",
+        shown + answers <= 10, f"{shown:.1f} s until the page stands",
+    )  # fmt: skip
+    page.wait_for_timeout(1500)
+    found = [box.get_attribute("class") for box in page.locator(f'[class*="st-key-learn_{slug}_"]').all()]
+    keys = [name[len("st-key-") :] for names in found for name in names.split() if name.startswith("st-key-")]
+    took = {key: answer for key in dict.fromkeys(keys) if (answer := _reaction(page, key)) is not None}
+    if not took:
+        return
+    slowest = max(took, key=lambda key: took[key])
+    yield Row(
+        f"lesson {slug}: slowest of {len(took)} controls, median of {TURNS}", f"{took[slowest]:.0f} ms", "≤ 300 ms",
+        took[slowest] <= 300, slowest.removeprefix(f"learn_{slug}_"),
+    )  # fmt: skip
+
+
+def _reaction(page: Any, key: str) -> float | None:
+    """Milliseconds until a control is answered; None for what is no control, or changes nothing."""
+    box = page.locator(f".st-key-{key}").first
+    if not box.count() or not box.is_visible() or box.locator(CONTROLS).count() != 1 or "guess" in key:
+        return None
+    slider, options = box.locator("input[type=range]"), box.locator('[role="radio"], [data-testid*="segmented"]')
+    times = []
+    for turn in range(TURNS + 1):
+        page.evaluate(WATCH)
+        if slider.count():
+            slider.last.focus()
+            page.keyboard.press("ArrowRight" if turn % 4 < 2 else "ArrowLeft")
+        elif options.count():
+            options.nth((turn + 1) % options.count()).click()
+        else:
+            box.locator("label").first.click()
+        page.wait_for_function("() => window.took !== null", timeout=30_000)
+        times.append(page.evaluate("() => window.took"))
+        page.wait_for_timeout(200)
+    seen = [time for time in times[1:] if time >= 0]
+    return statistics.median(seen) if seen else None
+
+
+def _settle(page: Any) -> None:
+    page.wait_for_timeout(150)
+    page.wait_for_selector(QUIET, timeout=120_000)
+
+
+MEASURES = {"lessons": lessons}
