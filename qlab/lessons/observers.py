@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from qlab.calibration import calibrate
 from qlab.config import QuantSpec
 from qlab.lessons.samples import sample
-from qlab.plots import study
 from qlab.plots.bins import Window
 from qlab.plots.distribution import ErrorByValue
+from qlab.plots.study import Study, Values, error_in, study, values_of
 from qlab.quant.error import QuantError, quantization_error
 from qlab.quant.qparams import QParams, choose_qparams
 from qlab.quant.stats import TensorStats
@@ -96,8 +96,8 @@ def ranged(outliers: int, distance: float, bits: int, percentile: float = PERCEN
 class Looked:
     """What the picture of one observer needs: the study of the values under it, the values, and where the error is."""
 
-    study: study.Study
-    values: study.Values
+    study: Study
+    values: Values
     window: Window
     error: ErrorByValue
 
@@ -106,10 +106,10 @@ class Looked:
 def looked(observer: str, outliers: int, distance: float, bits: int, percentile: float = PERCENTILE) -> Looked:
     """The values under this observer, for `plots.distribution`; drawn to the farthest of them."""
     values = tail(outliers, distance).values
-    found = study.study(values, spec(observer, bits, percentile))
-    shown = study.values_of(values)
+    found = study(values, spec(observer, bits, percentile))
+    shown = values_of(values)
     seen = shown.window(found.ranges, "all")
-    return Looked(found, shown, seen, study.error_in(values, found, seen))
+    return Looked(found, shown, seen, error_in(values, found, seen))
 
 
 # --- how much data a calibration needs --------------------------------------------------------------------------------
