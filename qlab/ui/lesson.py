@@ -111,9 +111,9 @@ class Lesson:
         """A chart of this lesson. name: unique on the page; also that of a downloaded file."""
         return widgets.chart(figure, key=self.key(name), **kwargs)
 
-    def notice(self, text: str) -> None:
-        """A sentence that says what to look at, with numbers that were computed now."""
-        with st.container(border=True, key=self.key("notice")):
+    def notice(self, text: str, name: str = "notice") -> None:
+        """A sentence that says what to look at, with numbers that were computed now. name: unique on the page."""
+        with st.container(border=True, key=self.key(name)):
             say.markdown(f"**What to notice.** {text}")
 
     def yours(
