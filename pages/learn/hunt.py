@@ -23,10 +23,7 @@ tensor. Only then what, and what helps. Who starts with a remedy repairs somethi
 **Every step is a real tool** of the lab, run on this case when its step is opened. All accuracies of quantized networks
 here are simulated.
 """
-STEPS = {
-    "1": "1 Broken?", "2": "2 Float?", "3": "3 Which layer?", "4": "4 Which tensor?", "5": "5 Findings",
-    "6": "6 Remedy",
-}  # fmt: skip
+STEPS = {"1": "1 Loss", "2": "2 Float", "3": "3 Layer", "4": "4 Tensor", "5": "5 Fault", "6": "6 Cure"}
 QUESTIONS = {
     1: "Is it really broken?", 2: "Does float work on this data?", 3: "Which layer?", 4: "Which tensor, and why?",
     5: "What does the lab find?", 6: "What helps?",

@@ -114,7 +114,7 @@ def _tensor(key: str) -> str:
     return (
         f"The activation `{found.tensor}` is where most error is made: {write('sqnr', found.row.own.sqnr)}.{clipped} "
         f"In the calibration it held {three_digits(held.minimum)} to {three_digits(held.maximum)}, its grid "
-        f"reaches from {_end(found, 0)} to {_end(found, 1)}. {tail}{spread}."
+        f"reaches from {_end(found, 0)} to {_end(found, 1)}."
     ).replace("-", "−")
 
 

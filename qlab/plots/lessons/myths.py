@@ -1,0 +1,39 @@
+"""What the test of a claim measured, as bars."""
+
+from __future__ import annotations
+
+import plotly.graph_objects as go
+
+from qlab.lessons.myths.claim import Bars
+from qlab.plots.theme import figure, name_rows, palette
+
+ROW = 34  # pixels of a bar
+TEXT_ROOM = 0.3  # of the width, for what is written behind the bars
+
+
+def claim_bars(found: Bars, dark: bool) -> go.Figure:
+    """A bar for each thing measured, first on top, in the colour of its meaning, with its value behind it.
+
+    A mark is an upright line through all bars with its name above.
+    """
+    colours = palette(dark)
+    made = figure(dark, 92 + ROW * len(found.bars) + (18 if found.mark else 0), showlegend=False, bargap=0.35)
+    made.add_bar(
+        orientation="h", x=[bar.value for bar in found.bars], y=list(range(len(found.bars))),
+        marker={"color": [getattr(colours, bar.ink) for bar in found.bars], "line": {"width": 0}},
+        text=[bar.text for bar in found.bars], textposition="outside", cliponaxis=False,
+        textfont={"color": colours.text}, customdata=[bar.label for bar in found.bars],
+        hovertemplate="%{customdata}: %{text}<extra></extra>",
+    )  # fmt: skip
+    ends = [bar.value for bar in found.bars] + ([found.mark[0]] if found.mark else [])
+    high = max(*ends, 0.0) or 1.0
+    if found.mark is not None:
+        made.add_vline(x=found.mark[0], line={"color": colours.float, "width": 2, "dash": "dash"})
+        made.add_annotation(
+            x=found.mark[0], y=1.0, yref="paper", yanchor="bottom", showarrow=False, text=found.mark[1],
+            font={"color": colours.float},
+        )  # fmt: skip
+        made.update_layout(margin={"t": 26})
+    made.update_xaxes(title_text=found.axis, range=[min(0.0, *ends) * 1.1, high * (1 + TEXT_ROOM)])
+    name_rows(made, [bar.label for bar in found.bars])
+    return made
