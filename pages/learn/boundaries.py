@@ -84,7 +84,7 @@ def answer(page: lesson.Lesson, layers, chosen, picture, guess: lesson.Guess) ->
     page.section("And is it faster than float?")
     attempt = st.session_state.get(ATTEMPT, 0)
     with st.spinner("Timing patterns beside float, turn by turn"):
-        own, patterns = boundaries.timed(chosen, attempt), boundaries.timed_patterns(attempt)
+        patterns, own = boundaries.timed_patterns(attempt), boundaries.timed(chosen, attempt)
     conversions = {name: len(boundaries.ran(p).crossings) for name, p in boundaries.patterns().items()}
     page.chart(speeds(own, patterns, conversions, count, widgets.dark()), "speeds")
     with st.container(horizontal=True, vertical_alignment="center", key=page.key("again_row")):

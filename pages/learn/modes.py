@@ -28,9 +28,9 @@ ATTEMPT = "learn.modes.attempt"
 
 def draw(page: lesson.Lesson) -> None:
     page.header(
-        "Dynamic, static or weight-only: what does each compute on integers?",
-        "The same network in three modes. Choose a network, guess what one mode does to its multiplications, and see "
-        "what ONNX Runtime really executed.",
+        "What does each mode compute on integers?",
+        "The same network three times: dynamic, static and weight-only. Choose one, guess how many of its "
+        "multiplications run on integers, and see what ONNX Runtime executed.",
         explain=EXPLAIN,
         terms=("dynamic", "static", "weight-only", "calibration", "MACs", "integer kernel"),
     )
@@ -135,8 +135,8 @@ def notice(network: str, found: modes.Modes, timing) -> str:
         text += f"Dynamic passes over the convolutions: {row.reason}. "
     else:
         text += (
-            "Linear and recurrent layers get integer kernels from dynamic without any calibration: one range for all "
-            "they read is quickly found, next to the many products that follow. "
+            "Linear and recurrent layers get integer kernels from dynamic without any calibration: one look at what "
+            "they read gives its range, and many multiplications follow. "
         )
     text += f"Static needs {static.conversions} conversions between integers and float, dynamic {dynamic.conversions}. "
     best = modes.fastest(timing)

@@ -130,7 +130,13 @@ def _float() -> Session:
 
 @lru_cache(maxsize=64)
 def timed(chosen: Chosen, attempt: int) -> turns.Speed:
-    """Speed of a choice against the float network, turn by turn. attempt: another number measures anew."""
+    """Speed of a choice against the float network, turn by turn. attempt: another number measures anew.
+
+    A choice that is one of the patterns is timed with them.
+    """
+    for name, pattern in patterns().items():
+        if chosen == pattern:
+            return timed_patterns(attempt)[name]
     return turns.speed(_time({"chosen": ran(chosen).session}, BUDGET), "chosen", FLOAT)
 
 

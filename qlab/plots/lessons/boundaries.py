@@ -19,7 +19,7 @@ def chain(layers: Sequence[str], quantized: Sequence[bool], found: Ran | None, d
     """A box for each layer with weights between input and output. found: None draws what was asked for, else what ran
     with the conversions between the boxes."""
     colours, ends = palette(dark), ["input", *layers, "output"]
-    made = figure(dark, 210, showlegend=True, margin={"t": 40, "b": 8, "l": 8, "r": 8})
+    made = figure(dark, 226, showlegend=True, margin={"t": 40, "b": 8, "l": 8, "r": 8})
     made.add_scatter(
         x=[0, len(ends) - 1], y=[0, 0], mode="lines", line={"color": colours.rule, "width": 4}, hoverinfo="skip",
         showlegend=False,
@@ -35,10 +35,8 @@ def chain(layers: Sequence[str], quantized: Sequence[bool], found: Ran | None, d
     for place, name in enumerate(ends):
         taken = found is not None and name in found.taken
         colour = colours.text if 0 < place < len(ends) - 1 else colours.muted
-        made.add_annotation(
-            x=place, y=-0.62, text=shorten(name, 14) + ("<br><i>by the runtime<br>itself</i>" if taken else ""),
-            showarrow=False, yanchor="top", font={"color": colour},
-        )  # fmt: skip
+        text = shorten(name, 14).replace(".", ".<br>") + ("<br><i>by the runtime<br>itself</i>" if taken else "")
+        made.add_annotation(x=place, y=-0.62, text=text, showarrow=False, yanchor="top", font={"color": colour})
     if found is not None:
         crossed = found.crossed()
         made.add_scatter(
@@ -48,7 +46,7 @@ def chain(layers: Sequence[str], quantized: Sequence[bool], found: Ran | None, d
             hovertemplate="%{hovertext}<extra></extra>",
         )  # fmt: skip
     made.update_xaxes(visible=False, range=[-0.6, len(ends) - 0.4])
-    made.update_yaxes(visible=False, range=[-1.7, 0.75])
+    made.update_yaxes(visible=False, range=[-2.0, 0.75])
     return made
 
 

@@ -41,7 +41,7 @@ def kernels(products: Sequence[Product], modes: Mapping[str, InMode] | None, cho
         xaxis2={
             "domain": [0.56, 1], "side": "top", "tickvals": list(range(len(MODE_NAMES))), "range": [-0.5, 2.5],
             "ticktext": [f"<b>{n}</b>" if m == chosen else n for m, n in MODE_NAMES.items()], "ticks": "",
-            "showgrid": False, "zeroline": False, "tickfont": {"size": 13, "color": colours.text}, "anchor": "y",
+            "showgrid": False, "zeroline": False, "tickfont": {"color": colours.text}, "anchor": "y",
         },
     )  # fmt: skip
     _cells(made, products, modes, colours)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from qlab.lessons import boundaries
-from tests.pages.elements import button, charts, figures, texts
+from tests.pages.elements import array, button, charts, deltas, figures, texts
 
 
 @pytest.fixture
@@ -78,12 +78,18 @@ def test_one_layer_by_hand(page) -> None:
 
 def test_each_speed_comes_with_its_verdict(page) -> None:
     page.button_group(key="learn_boundaries_guess").set_value("2").run()
-    chosen = boundaries.patterns()["every second"]
-    speed = boundaries.timed(chosen, 0)
-    assert figures(page)["Speed of your choice"] == speed.written
-    assert speed.outcome in ("faster", "slower", "noise")
-    low, median, high = speed.ratio
-    assert 0 < low <= median <= high
+    for i in (0, 1):  # one of the patterns, and a choice that is none
+        page.toggle(key="learn_boundaries_layer0").set_value(i == 0).run()
+        chosen = (i == 0, False, True, False, True)
+        speed = boundaries.timed(chosen, 0)
+        seen = figures(page)["Speed of your choice"]
+        assert seen == speed.written
+        assert deltas(page)["Speed of your choice"] == speed.outcome
+        low, median, high = speed.ratio
+        assert 0 < low <= median <= high
+        (row,) = [trace for trace in charts(page)[1]["data"] if "your choice" in trace["hovertext"][0]]
+        assert array(row["x"]) == [pytest.approx(median)]
+    assert boundaries.timed(boundaries.patterns()["every second"], 0) == boundaries.timed_patterns(0)["every second"]
 
 
 def test_any_network_can_have_every_second_layer_on_integers(page) -> None:

@@ -78,6 +78,9 @@ def test_the_fastest_mode_is_one_that_beats_float() -> None:
     turns = {"float": (1.0,) * 8, "dynamic": (0.9,) * 8, "static": (0.5,) * 8, "weight_only": (1.2,) * 8}
     assert modes.fastest(Timing(1, 1, turns)) == "static"
     assert modes.beaten(Timing(1, 1, turns), "static") == ("dynamic", "weight_only")
+    close = turns | {"dynamic": (0.45, 0.6) * 4, "static": (0.44, 0.59) * 4}
+    assert modes.fastest(Timing(1, 1, close)) == "static"
+    assert modes.beaten(Timing(1, 1, close), "static") == ("weight_only",)  # each turn, and yet within the spread
     assert modes.fastest(Timing(1, 1, turns | {"static": (1.0,) * 8, "dynamic": (1.1,) * 8})) is None
 
 
