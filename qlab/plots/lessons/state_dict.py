@@ -34,10 +34,10 @@ def corners(write: Write, dark: bool, *, told: bool) -> go.Figure:
         made.add_heatmap(
             z=corner, zmin=-REACH, zmax=REACH, showscale=False, xgap=2, ygap=2, xaxis=f"x{axis}", yaxis=f"y{axis}",
             colorscale=[[0.0, colours.float], [0.5, colours.background], [1.0, colours.quantized]],
-            text=[[_number(v) for v in row] for row in corner], texttemplate="%{text}",
-            textfont={"size": 13}, hoverongaps=False,
+            text=[[_number(v) for v in row] for row in corner], hoverongaps=False,
             hovertemplate="channel %{y}, number %{x}: %{text}<extra></extra>",
         )  # fmt: skip
+        _write(made, corner, axis, dark)
         made.update_layout(
             {
                 f"xaxis{axis}": {
@@ -70,6 +70,17 @@ def corners(write: Write, dark: bool, *, told: bool) -> go.Figure:
                 yref=f"y{axis}", line={"color": colours.error, "width": 2},
             )  # fmt: skip
     return made
+
+
+def _write(made: go.Figure, corner: NDArray[np.float64], axis: str, dark: bool) -> None:
+    """The numbers in their cells, black or white by what is under them: plotly's own choice is too faint on colour."""
+    rows, columns = np.nonzero(~np.isnan(corner))
+    values = corner[rows, columns] / REACH
+    white = np.abs(values) < 0.45 if dark else values < -0.55
+    made.add_scatter(
+        x=columns, y=rows, mode="text", text=[_number(v) for v in corner[rows, columns]], xaxis=f"x{axis}",
+        yaxis=f"y{axis}", hoverinfo="skip", textfont={"color": np.where(white, "#FFFFFF", "#000000"), "size": 13},
+    )  # fmt: skip
 
 
 def outputs(before: NDArray[np.float64], after: NDArray[np.float64], dark: bool) -> go.Figure:
