@@ -21,10 +21,14 @@ def claim_bars(found: Bars, dark: bool) -> go.Figure:
     made.add_bar(
         orientation="h", x=[bar.value for bar in found.bars], y=list(range(len(found.bars))),
         marker={"color": [getattr(colours, bar.ink) for bar in found.bars], "line": {"width": 0}},
-        text=[bar.text for bar in found.bars], textposition="outside", cliponaxis=False,
-        textfont={"color": colours.text}, customdata=[bar.label for bar in found.bars],
-        hovertemplate="%{customdata}: %{text}<extra></extra>",
+        customdata=[[bar.label, bar.text] for bar in found.bars],
+        hovertemplate="%{customdata[0]}: %{customdata[1]}<extra></extra>",
     )  # fmt: skip
+    for row, bar in enumerate(found.bars):  # with a ground of their own, because the mark may run through them
+        made.add_annotation(
+            x=max(bar.value, 0.0), y=row, text=bar.text, xanchor="left", xshift=6, showarrow=False,
+            font={"color": colours.text}, bgcolor=colours.wash("background", 0.85), borderpad=1,
+        )  # fmt: skip
     ends = [bar.value for bar in found.bars] + ([found.mark[0]] if found.mark else [])
     high = max(*ends, 0.0) or 1.0
     if found.mark is not None:
