@@ -32,11 +32,11 @@ def draw(page: lesson.Lesson) -> None:
     )
     with page.controls():
         factor = page.scale(
-            "factor", "Factor on one channel", granularity.FACTORS, 16, width=190, format_func=lambda n: f"× {n}",
-            help="Multiplies one output channel of a real weight; all others stay as they are.",
+            "factor", "Factor", granularity.FACTORS, 16, width=190, format_func=lambda n: f"× {n}",
+            help="Multiplies the chosen output channel of a real weight; all others stay as they are.",
         )  # fmt: skip
         channel = page.slider(
-            "channel", "Which channel", 0, granularity.channels() - 1, 3, width=170, help="The channel that is scaled."
+            "channel", "Channel", 0, granularity.channels() - 1, 3, width=170, help="The channel that is scaled."
         )
         bits = page.slider("bits", "Bits", 2, 8, 8, width=120, help="Of the codes, under all three granularities.")
         group = page.scale(
@@ -89,8 +89,13 @@ def answer(page: lesson.Lesson, guess: lesson.Guess, channel: int, factor: int, 
         ]
     )  # fmt: skip
     lines = granularity.by_factor(channel, bits, group)
-    page.chart(by_factor(lines, factor, widgets.dark()), "factors")
-    page.chart(by_channel(every, channel, widgets.dark()), "channels")
+    widgets.tabs(
+        {
+            "The others, by factor": lambda: page.chart(by_factor(lines, factor, widgets.dark()), "factors"),
+            "Each channel": lambda: page.chart(by_channel(every, channel, widgets.dark()), "channels"),
+        },
+        key=page.key("tabs"),
+    )
     page.notice(slope(lines, factor) + cost(every))
 
 

@@ -144,7 +144,8 @@ def zero_points(page: lesson.Lesson) -> None:
 def symmetric_output() -> None:
     """The first output of a layer there is, tried out on a symmetric grid."""
     known = trial.tensors(cache.network(state.model_ref())).entries.values()
-    entry = next((one for one in known if one.role == "activation"), None)
+    activations = [one for one in known if one.role == "activation"]
+    entry = next((one for one in activations if one.what == "output"), next(iter(activations), None))
     if entry is not None:
         state.set_tensor(entry.tensor)
         trial.change(entry, trial.draft(entry), qscheme="per_tensor_symmetric", signed=True)

@@ -73,7 +73,16 @@ def test_the_answer_is_hidden_and_the_channels_are_drawn_before_the_guess(page) 
     assert np.argmax(array(bars["y"])) == 5
     button(page, "Show without a guess").click().run()
     assert "bits less" in texts(page, "info")
-    assert len(charts(page)) == 4
+    assert len(charts(page)) == 3
+
+
+def test_every_channel_but_the_scaled_one_is_better_off_with_a_scale_of_its_own(page) -> None:
+    page.session_state["learn_granularity_tabs"] = "Each channel"
+    page.button_group(key="learn_granularity_guess").set_value("much").run()
+    lines = {trace["name"]: np.array(array(trace["y"])) for trace in charts(page)[1]["data"]}
+    gained = lines["per channel"] - lines["per tensor"]
+    assert np.all(np.delete(gained, 3) > 12)
+    assert abs(gained[3]) < 1
 
 
 def test_one_scale_for_each_tensor_ruins_the_depthwise_network_and_one_for_each_channel_does_not(page) -> None:

@@ -107,3 +107,4 @@ def test_the_own_model_opens_with_an_output_on_a_symmetric_grid(page) -> None:
     assert not page.exception
     assert "Where do the values fall?" in [title.value for title in page.title]
     assert page.selectbox(key="dist_scheme").value == "per_tensor_symmetric"
+    assert page.selectbox(key="dist_what").value == "output"
