@@ -113,10 +113,7 @@ def torch_converted(weight: Tensor) -> TorchConverted:
     first call imports torch.ao, which takes seconds. Raises UnsupportedModel where this torch cannot quantize,
     InvalidConfig for another shape.
     """
-    if weight.ndim not in (2, 4) or not weight.numel():
-        raise InvalidConfig(f"a weight of shape {list(weight.shape)} is neither of a Linear nor of a Conv2d: give one.")
-    tq = _torch_ao()
-    bench = _Bench(tq, weight.detach().float())
+    bench = Bench(weight)
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):  # layers draw a weight before they get theirs
         warnings.simplefilter("ignore")  # that torch.ao.quantization goes away one day is told on the page
         try:
@@ -277,11 +274,16 @@ def code_of(function: Callable[..., Any]) -> str:
 # --- the measurements -------------------------------------------------------------------------------------------------
 
 
-class _Bench:
-    """tq: torch.ao.quantization. weight: float32, what each fresh layer starts from."""
+class Bench:
+    """Layers that PyTorch converts, to try things on. weight: float32, what each fresh layer starts from; x: inputs."""
 
-    def __init__(self, tq: Any, weight: Tensor):
-        self.tq, self.weight = tq, weight
+    def __init__(self, weight: Tensor):
+        """weight: [O, K] of a Linear or [O, I, H, W] of a Conv2d. Raises UnsupportedModel, InvalidConfig."""
+        if weight.ndim not in (2, 4) or not weight.numel():
+            raise InvalidConfig(
+                f"a weight of shape {list(weight.shape)} is neither of a Linear nor of a Conv2d: give one."
+            )
+        self.tq, self.weight = _torch_ao(), weight.detach().float()
         self.engine = str(torch.backends.quantized.engine)
         drawn = torch.Generator().manual_seed(0)
         size = weight.shape[1:] if weight.ndim == 2 else (weight.shape[1], *(s + EXTRA for s in weight.shape[2:]))
@@ -327,7 +329,7 @@ class _Bench:
             count=integers.numel(),
             same_as_qlab=same,
             output=float(output.abs().max()),
-            attempts=tuple(self._attempt(name, way) for name, way in _WAYS.items()),
+            attempts=tuple(self._attempt(name) for name in _WAYS),
             in_qlab=in_qlab,
             alone=self._alone(),
         )
@@ -344,10 +346,15 @@ class _Bench:
             holds = "grid" if key.endswith((".scale", ".zero_point")) else "other"
         return Stored(key, f"tuple ({kind})" if isinstance(value, tuple) else kind, holds)
 
-    def _attempt(self, name: str, way: Callable[[Any, Any, Any], Tensor]) -> Attempt:
+    @staticmethod
+    def way(name: str, converted: Any) -> Callable[[Any, Any, Any], Tensor]:
+        """The attempt of this name as a function of net, prepared and converted; it gives what was written to."""
+        per_tensor = converted.layer.weight().qscheme() == torch.per_tensor_affine
+        return _set_weight_bias_per_tensor if name == "set_weight_bias" and per_tensor else _WAYS[name]
+
+    def _attempt(self, name: str) -> Attempt:
         made = self.fresh()
-        if way is _set_weight_bias and made.converted.layer.weight().qscheme() == torch.per_tensor_affine:
-            way = _set_weight_bias_per_tensor
+        way = self.way(name, made.converted)
         pristine = self.fresh()
         integers, output, state = _integers(made.converted), made.converted(self.x), _flat(made.converted)
         written, error = None, None
@@ -357,7 +364,7 @@ class _Bench:
             error = f"{type(refused).__name__}: {refused}"
         else:
             before = pristine.prepared.layer.weight if way is _float_weight else integers
-            written = int((_whole(target) != _whole(before)).sum())
+            written = int((whole(target) != whole(before)).sum())
         return Attempt(
             name, code_of(way), written,
             held=int((_integers(made.converted) != integers).sum()),
@@ -411,7 +418,8 @@ def _kind(value: Any) -> str:
     return f"{type(value).__name__} {str(value).removeprefix('torch.')}"
 
 
-def _whole(tensor: Tensor) -> Tensor:
+def whole(tensor: Tensor) -> Tensor:
+    """The integers of a quantized tensor; another tensor as it is."""
     return tensor.int_repr() if tensor.is_quantized else tensor.detach()
 
 
@@ -420,7 +428,7 @@ def _flat(module: nn.Module) -> list[Tensor]:
     found = []
     for value in module.state_dict().values():
         parts = value if isinstance(value, tuple) else (value,)
-        found += [_whole(part).clone() for part in parts if isinstance(part, Tensor)]
+        found += [whole(part).clone() for part in parts if isinstance(part, Tensor)]
     return found
 
 

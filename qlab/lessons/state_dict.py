@@ -65,20 +65,17 @@ def tried(kind: str) -> Tried:
     facts = tc.torch_converted(weight)
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")  # that torch.ao.quantization goes away one day is told on the page Weights
-        bench = tc._Bench(tc._torch_ao(), weight.float())
+        bench = tc.Bench(weight)
         return Tried(facts, {one.name: _write(bench, one) for one in facts.attempts})
 
 
-def _write(bench: Any, attempt: tc.Attempt) -> Write:
+def _write(bench: tc.Bench, attempt: tc.Attempt) -> Write:
     """The way of this attempt once more on a fresh module, with the numbers themselves."""
-    way = next(
-        way for name, way in (*tc._WAYS.items(), ("set_weight_bias", tc._set_weight_bias_per_tensor))
-        if name == attempt.name and tc.code_of(way) == attempt.code
-    )  # fmt: skip
     made, written = bench.fresh(), None
+    way = bench.way(attempt.name, made.converted)
     before, output = _stored(made.converted), _one_each(made.converted(bench.x))
     if attempt.error is None:
-        written = _rows(tc._whole(way(made.net, made.prepared, made.converted)))
+        written = _rows(tc.whole(way(made.net, made.prepared, made.converted)))
     return Write(
         attempt, before, _stored(made.converted), written, output, _one_each(made.converted(bench.x))
     )  # fmt: skip
