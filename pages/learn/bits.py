@@ -77,7 +77,7 @@ def signal(page: lesson.Lesson, found: lesson_bits.Curves, observer: str, bits: 
         f"Fitted to what was computed at {first} to {last} bits: {many:.2f} dB per bit. Rounding alone gives "
         f"{lesson_bits.PER_BIT:.2f}.",
     )
-    page.chart(pictures.over_bits(found, observer, bits, widgets.dark()), "over_bits")
+    page.chart(pictures.over_bits(found, observer, widgets.dark()), "over_bits")
     error = row.at(bits)
     lost = None if bits == found.bits[0] else error.sqnr - row.at(bits - 1).sqnr
     widgets.figures(

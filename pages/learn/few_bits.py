@@ -65,11 +65,7 @@ def in_bytes(page: lesson.Lesson, found: few_bits.Held) -> None:
     tensor, codes = found.tensor, found.cells.code.reshape(-1)
     packed = found.packed[: few_bits.SHOWN].numpy()
     values = [str(code).replace("-", MINUS) for code in codes[:FIRST]]
-    part = found.part
-    page.chart(
-        codes_heatmap(part, tensor.quant_min, tensor.quant_max, widgets.dark(), across="position in the channel"),
-        "codes",
-    )
+    picture = st.container()
     widgets.figures(
         [
             ("First codes", ", ".join(values), None, "The first numbers of the weight on their grid."),
@@ -80,6 +76,10 @@ def in_bytes(page: lesson.Lesson, found: few_bits.Held) -> None:
     )  # fmt: skip
     guess = page.predict("Several codes share a byte. Where in the first byte does the first code lie?", PLACES)
     if not guess.open:
+        with picture:
+            across = "position in the channel"
+            drawn = codes_heatmap(found.part, tensor.quant_min, tensor.quant_max, widgets.dark(), across=across)
+            page.chart(drawn, "codes")
         return
     bits = found.bit_map()
     shifts = few_bits.read(found, 0).places

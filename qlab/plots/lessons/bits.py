@@ -54,7 +54,7 @@ def values(
     return made
 
 
-def over_bits(found: Curves, chosen: str, bits: int, dark: bool) -> go.Figure:
+def over_bits(found: Curves, chosen: str, dark: bool) -> go.Figure:
     """SQNR (dB) over the bits by observer, the chosen one in colour, beside the line of 6.02 dB per bit."""
     colours = palette(dark)
     made = figure(dark, 420, hovermode="x unified")
@@ -70,7 +70,6 @@ def over_bits(found: Curves, chosen: str, bits: int, dark: bool) -> go.Figure:
                   "dash": DASHES[observer]},
             marker={"size": 7 if mine else 4}, hovertemplate="%{y:.1f} dB",
         )  # fmt: skip
-    made.add_vline(x=bits, line={"color": colours.range, "width": 1.5, "dash": "dot"})
     made.update_xaxes(title_text="bits", dtick=1, range=[found.bits[0] - 0.3, found.bits[-1] + 0.3], zeroline=False)
     made.update_yaxes(title_text=metric("sqnr").axis, zeroline=True)
     made.update_layout(margin={"t": 34}, uirevision=found.tensor)
