@@ -41,18 +41,22 @@ def draw(page: lesson.Lesson) -> None:
             page.toggle(f"layer{i}", layer, start[i], help="On: this layer computes on integers. Off: it stays float.")
             for i, layer in enumerate(layers)
         )
+        defaults = page.toggle(
+            "defaults", "runtime's defaults",
+            help="On: the file is opened as anyone would. Off: the runtime is told to compute what the config says.",
+        )  # fmt: skip
     picture = st.empty()
     guess = page.predict(
         f"{sum(chosen)} of the {len(layers)} layers are to be quantized. How many conversions between integers and "
         "float does the runtime execute?", COUNTS,
     )  # fmt: skip
     if guess.open:
-        answer(page, layers, chosen, picture, guess)
+        answer(page, layers, chosen, defaults, picture, guess)
     else:
         with picture:
             page.chart(chain(layers, chosen, None, widgets.dark()), "chain")
         with st.spinner("Writing the network for ONNX Runtime"):
-            boundaries.ran(chosen)  # seconds the first time, while the question is read
+            boundaries.ran(chosen, defaults)  # seconds the first time, while the question is read
     page.yours(
         "inspect", "runtime", "Runtime",
         "The config becomes one that keeps every second layer with weights float; the tab Boundaries says where "
@@ -66,9 +70,9 @@ def choose(page: lesson.Lesson, pattern: boundaries.Chosen) -> None:
         page.set(f"layer{i}", on)
 
 
-def answer(page: lesson.Lesson, layers, chosen, picture, guess: lesson.Guess) -> None:
+def answer(page: lesson.Lesson, layers, chosen, defaults: bool, picture, guess: lesson.Guess) -> None:
     with st.spinner("Writing the network for ONNX Runtime and running it"):
-        found = boundaries.ran(chosen)
+        found = boundaries.ran(chosen, defaults)
     with picture:
         page.chart(chain(layers, chosen, found, widgets.dark()), "chain")
     count = len(found.crossings)
@@ -84,8 +88,8 @@ def answer(page: lesson.Lesson, layers, chosen, picture, guess: lesson.Guess) ->
     page.section("And is it faster than float?")
     attempt = st.session_state.get(ATTEMPT, 0)
     with st.spinner("Timing patterns beside float, turn by turn"):
-        patterns, own = boundaries.timed_patterns(attempt), boundaries.timed(chosen, attempt)
-    conversions = {name: len(boundaries.ran(p).crossings) for name, p in boundaries.patterns().items()}
+        patterns, own = boundaries.timed_patterns(attempt, defaults), boundaries.timed(chosen, attempt, defaults)
+    conversions = {name: len(boundaries.ran(p, defaults).crossings) for name, p in boundaries.patterns().items()}
     page.chart(speeds(own, patterns, conversions, count, widgets.dark()), "speeds")
     with st.container(horizontal=True, vertical_alignment="center", key=page.key("again_row")):
         say.caption(
@@ -117,7 +121,7 @@ def by_itself(found: boundaries.Ran) -> str:
     named = " and ".join(f"`{name}`" for name in found.taken)
     return (
         f" The config keeps {named} float, but between two layers on integers the runtime quantized the weights by "
-        "itself. What was asked for and what ran are two things."
+        "itself, as it does unless it is told not to. What was asked for and what ran are two things."
     )
 
 

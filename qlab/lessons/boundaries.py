@@ -110,13 +110,16 @@ class Ran:
 
 
 @lru_cache(maxsize=64)
-def ran(chosen: Chosen) -> Ran:
-    """The network with these layers quantized, executed. The first call exports it, which takes seconds."""
+def ran(chosen: Chosen, defaults: bool) -> Ran:
+    """The network with these layers quantized, executed. The first call exports it, which takes seconds.
+
+    defaults: opened as anyone would, not so that it computes what the config says.
+    """
     of = sample(NETWORK)
     quantized = frozenset(name for name, on in zip(layers(), chosen, strict=True) if on)
     made: QuantizedModel = convert(of.model, config(of.model, quantized), of.calibration)
     feed = {s.name: x.numpy() for s, x in zip(of.model.inputs, take(of.model, of.data, BATCH), strict=True)}
-    options = RuntimeOptions(THREADS)
+    options = RuntimeOptions(THREADS, as_simulated=not defaults)
     executed_ops = executed(quantized_onnx(made).proto, feed, options.for_model(made), PROFILED)
     reasons = {row.layer: row.reason for row in made.ledger if not row.quantized}
     crossings = boundaries(executed_ops, [s.name for s in of.model.inputs], reasons)
@@ -129,21 +132,21 @@ def _float() -> Session:
 
 
 @lru_cache(maxsize=64)
-def timed(chosen: Chosen, attempt: int) -> turns.Speed:
+def timed(chosen: Chosen, attempt: int, defaults: bool) -> turns.Speed:
     """Speed of a choice against the float network, turn by turn. attempt: another number measures anew.
 
     A choice that is one of the patterns is timed with them.
     """
     for name, pattern in patterns().items():
         if chosen == pattern:
-            return timed_patterns(attempt)[name]
-    return turns.speed(_time({"chosen": ran(chosen).session}, BUDGET), "chosen", FLOAT)
+            return timed_patterns(attempt, defaults)[name]
+    return turns.speed(_time({"chosen": ran(chosen, defaults).session}, BUDGET), "chosen", FLOAT)
 
 
 @lru_cache(maxsize=4)
-def timed_patterns(attempt: int) -> Mapping[str, turns.Speed]:
+def timed_patterns(attempt: int, defaults: bool) -> Mapping[str, turns.Speed]:
     """Speed of each pattern against float, all in the same turns."""
-    found = {name: ran(chosen) for name, chosen in patterns().items()}
+    found = {name: ran(chosen, defaults) for name, chosen in patterns().items()}
     timing = _time({name: one.session for name, one in found.items()}, BUDGET_ALL)
     return {name: turns.speed(timing, name, FLOAT) for name in found}
 
@@ -152,4 +155,4 @@ def _time(sessions: Mapping[str, Session], budget: float) -> Timing:
     of = sample(NETWORK)
     inputs = take(of.model, of.data, BATCH)
     calls = {name: call_of(one, inputs) for name, one in {FLOAT: _float(), **sessions}.items()}
-    return time_calls(calls, BATCH, THREADS, budget=budget)
+    return time_calls(calls, BATCH, THREADS, budget=budget, least=turns.ENOUGH)

@@ -130,7 +130,13 @@ def timed(network: str, attempt: int) -> Timing:
     of, found = sample(network), modes(network)
     inputs = take(of.model, of.data, BATCH)
     sessions = {FLOAT: found.float_session, **{mode: one.session for mode, one in found.modes.items()}}
-    return time_calls({name: call_of(one, inputs) for name, one in sessions.items()}, BATCH, THREADS, budget=BUDGET)
+    return time_calls(
+        {name: call_of(one, inputs) for name, one in sessions.items()},
+        BATCH,
+        THREADS,
+        budget=BUDGET,
+        least=turns.ENOUGH,
+    )
 
 
 def speed(timing: Timing, mode: str, against: str = FLOAT) -> turns.Speed:

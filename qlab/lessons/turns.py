@@ -8,6 +8,7 @@ from typing import Literal
 from qlab.evaluation import mcnemar
 from qlab.runtime.latency import Timing
 
+ENOUGH = 9  # turns with which a difference can be told from chance even if one of them falls the other way
 CHANCE = 0.05  # what comes this often by chance alone is noise
 
 

@@ -60,12 +60,12 @@ class Timing:
 
 
 def time_calls(
-    calls: Mapping[str, Call], batch: int, threads: int, *, budget: float = 2.0, most: int = 200,
+    calls: Mapping[str, Call], batch: int, threads: int, *, budget: float = 2.0, least: int = 5, most: int = 200,
     progress: Callable[[int, int], None] | None = None,
 ) -> Timing:  # fmt: skip
     """Time these calls turn by turn: each once a turn, in an order that changes, so that none always follows the same.
 
-    Warms each up, then takes as many turns as `budget` seconds allow, from 5 to `most`. Turns that a pause of the
+    Warms each up, then takes as many turns as `budget` seconds allow, from `least` to `most`. Turns that a pause of the
     machine fell into stay in; medians and quartiles do not mind them. progress(done, total) after every turn.
     """
     for call in calls.values():
@@ -73,7 +73,7 @@ def time_calls(
     start = time.perf_counter()
     for call in calls.values():
         _settled(call)
-    turns = max(5, min(most, int(budget / (time.perf_counter() - start))))
+    turns = max(least, min(most, int(budget / (time.perf_counter() - start))))
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     order, shuffled = list(calls), random.Random(0)
     for turn in range(turns):

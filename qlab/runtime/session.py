@@ -19,19 +19,25 @@ from qlab.errors import DataMismatch, UnsupportedModel
 from qlab.export.graph_writer import UINT8, activation_container
 from qlab.export.onnx_file import float_onnx, quantized_onnx
 from qlab.graph.ops import op_type
+from qlab.graph.optypes import OP_TYPES
 from qlab.runtime.cpu import cpu_features
 
 if TYPE_CHECKING:
     from qlab.conversion import QuantizedModel
     from qlab.graph.capture import Model
+    from qlab.graph.placement import LedgerRow
 
 # Entry of the session options -> what it does, in the words of the Runtime page.
 EXACT_PAIRS = "session.x64quantprecision"
 FLOAT_BLOCKS = "session.qdq_matmulnbits_accuracy_level"
+FLOAT_LAYERS = "optimization.disable_specified_optimizers"
 _ABOUT = {
     EXACT_PAIRS: "this CPU adds pairs of 8-bit products in 16 bits, which can saturate; unsigned weights avoid it",
     FLOAT_BLOCKS: "products with blocks of integer weights keep their activations in float, as the config says",
+    FLOAT_LAYERS: "weights that the config keeps float stay float; between quantized layers the runtime would put them "
+    "on grids by itself",
 }
+_VALUES = {EXACT_PAIRS: "1", FLOAT_BLOCKS: "1", FLOAT_LAYERS: "WeightBiasQuantization"}
 
 
 @dataclass(frozen=True)
@@ -56,8 +62,8 @@ class RuntimeOptions:
         """Entries of the session options, by ONNX Runtime's names."""
         if not self.as_simulated:
             return {}
-        exact = {EXACT_PAIRS: "1"} if cpu_features().saturates_pairs and not self.pairs_fit else {}
-        return {**exact, FLOAT_BLOCKS: "1"}
+        exact = cpu_features().saturates_pairs and not self.pairs_fit
+        return {name: value for name, value in _VALUES.items() if name != EXACT_PAIRS or exact}
 
     def explain(self) -> Mapping[str, str]:
         """Each entry, and why it is set."""
@@ -92,14 +98,20 @@ def largest_stored_code(qmodel: QuantizedModel) -> int:
 
 def sensitive_entries(qmodel: QuantizedModel) -> tuple[str, ...]:
     """The entries that results of this model depend on, if not on this CPU then on another: for pairs that saturate,
-    and for products whose float input the runtime would quantize as well. Raises UnsupportedModel."""
+    and for float inputs and float weights that the runtime would quantize as well. Raises UnsupportedModel."""
     modes = {row.mode for row in qmodel.ledger if row.quantized and row.weight is not None}
     found = []
     if {"static", "dynamic"} & modes and not pairs_fit(qmodel):
         found.append(EXACT_PAIRS)
     if "weight_only" in modes and _has_block_products(qmodel):
         found.append(FLOAT_BLOCKS)
+    if qmodel.activations and any(_keeps_weight_float(row) for row in qmodel.ledger):
+        found.append(FLOAT_LAYERS)
     return tuple(found)
+
+
+def _keeps_weight_float(row: LedgerRow) -> bool:
+    return row.weight is None and OP_TYPES[row.op].role == "weighted"
 
 
 def needed_entries(qmodel: QuantizedModel) -> dict[str, str]:

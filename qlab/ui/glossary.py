@@ -59,6 +59,9 @@ TERMS: dict[str, str] = {
     "folding": "Working the constants of a batch norm into the weights and bias of the layer before it.",
     "fusing": "Computing several layers in one go, such as a convolution with its ReLU, so that nothing between them "
     "is written to memory or rounded.",
+    "mode": "When activations get their range, if at all: static, dynamic or weight-only.",
+    "multiplier": "The one constant by which requantization takes the accumulator to steps of the output's grid.",
+    "remedy": "A change of the config that the lab offers for something it found.",
     "int8": "A whole number in 8 bits: −128 to 127 signed, 0 to 255 unsigned (uint8).",
     "integer kernel": "The routine of a runtime that multiplies integers and adds them up in an accumulator.",
     "outlier": "A value far from all others. It stretches the range, and all others share what is left of the grid.",
@@ -102,7 +105,13 @@ TAUGHT: dict[str, str] = {
     "ledger": "not_quantized",
     "state_dict": "state_dict",
 }
-_OTHERS = {"BatchNorm": "batch norm", "clipped": "clipping", "boundaries": "boundary"}  # spellings, by what they mean
+_OTHERS = {
+    "BatchNorm": "batch norm",
+    "clipped": "clipping",
+    "boundaries": "boundary",
+    "remedies": "remedy",
+    "paired verdict": "paired comparison",
+}  # spellings, by what they mean
 # What Markdown takes otherwise than as words: code, formulas, links, headings, icons and colours, tags.
 _NOT_TEXT = (
     r"```.*?```|`[^`]*`|\$[^$\n]+\$|!?\[[^\]]*\]\([^)]*\)|^\#+ .*?$|:[a-z_]+/[a-z_]+:|:[a-z-]+\[|<[^>\n]*>|https?://\S+"

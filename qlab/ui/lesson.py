@@ -170,7 +170,7 @@ class Lesson:
                 said = widgets.kept(
                     st.pills, question, list(options), value=st.session_state.get(kept),
                     store=lambda option: _keep(kept, option), key=key, format_func=options.__getitem__,
-                    label_visibility="collapsed",
+                    label_visibility="collapsed", wrap=True,
                 )  # fmt: skip
                 opened = said is not None or st.session_state.get(f"{kept}.shown", False)
                 if opened:

@@ -6,12 +6,15 @@ from torch import nn
 
 import qlab
 from qlab.config import QConfig, QConfigMapping, QuantSpec
+from qlab.export.onnx_file import quantized_onnx
 from qlab.runtime import session
 from qlab.runtime.cpu import CpuFeatures
+from qlab.runtime.executed import executed
 from qlab.runtime.kernel_codes import open_codes
 from qlab.runtime.parity import parity
 from qlab.runtime.session import (
     EXACT_PAIRS,
+    FLOAT_LAYERS,
     RuntimeOptions,
     largest_stored_code,
     needed_entries,
@@ -131,3 +134,22 @@ def test_cifar_with_six_bit_activations_is_a_step_away_at_most_without_exact_pai
     codes = open_codes(qmodel)(*inputs)
     assert max(int(c.max()) for c in codes.values()) == 63
     assert min(int(c.min()) for c in codes.values()) == 0
+
+
+def test_a_layer_that_the_config_keeps_float_is_float_between_quantized_ones():
+    model, data = qlab.load_model("conv_digits"), qlab.load_dataset("conv_digits")
+    some = qlab.presets["x86"].replace(by_name={"block2.conv": None})
+    qmodel = qlab.convert(model, some, qlab.calibrate(model, data))
+    assert FLOAT_LAYERS in needed_entries(qmodel)
+    inputs = tuple(next(iter(data.evaluation.batches(32)))[1])
+    feed = {spec.name: x.numpy() for spec, x in zip(model.inputs, inputs, strict=True)}
+
+    def kinds(options: RuntimeOptions) -> set[str]:
+        ran = executed(quantized_onnx(qmodel).proto, feed, options.for_model(qmodel), 1)
+        return {op.kind for op in ran.of_layer("block2.conv")}
+
+    assert "integer" in kinds(RuntimeOptions(as_simulated=False))  # why the entry is there
+    assert "integer" not in kinds(RuntimeOptions())
+    assert max(tensor.own_largest for tensor in parity(qmodel, inputs).tensors) <= 1
+    whole = qlab.convert(model, qlab.presets["x86"], qlab.calibrate(model, data))
+    assert FLOAT_LAYERS not in needed_entries(whole)

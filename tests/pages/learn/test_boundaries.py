@@ -24,10 +24,10 @@ def pattern(page, name: str):
 def test_there_is_a_conversion_wherever_the_side_changes(page) -> None:
     choices = [*boundaries.patterns().values(), (False, True, False, False, False), (False, False, True, False, True)]
     for chosen in choices:
-        found = boundaries.ran(chosen)
+        found = boundaries.ran(chosen, False)
         assert len(found.crossings) == found.changes, chosen
-        assert found.quantized <= found.integer
-        assert set(found.taken) == found.integer - found.quantized
+        assert found.quantized == found.integer
+        assert not found.taken
 
 
 def test_short_stretches_need_more_conversions_than_one_long_one(page) -> None:
@@ -46,7 +46,7 @@ def test_the_answer_is_hidden_until_one_is_given_and_counts_what_ran(page) -> No
     assert not page.metric
     assert "conversion" not in {trace["name"] for trace in charts(page)[0]["data"] if "name" in trace}
     page.button_group(key="learn_boundaries_guess").set_value("0").run()
-    found = boundaries.ran(boundaries.patterns()["every second"])
+    found = boundaries.ran(boundaries.patterns()["every second"], False)
     assert f"The runtime executed {len(found.crossings)}" in texts(page, "warning")
     (marks,) = [trace for trace in charts(page)[0]["data"] if trace.get("name") == "conversion"]
     assert len(marks["hovertext"]) == len(found.crossings)
@@ -59,12 +59,15 @@ def test_the_answer_is_hidden_until_one_is_given_and_counts_what_ran(page) -> No
 
 def test_a_layer_the_runtime_quantized_by_itself_is_named(page) -> None:
     page.button_group(key="learn_boundaries_guess").set_value("4").run()
-    for name in ("every second", "all"):
-        found = boundaries.ran(boundaries.patterns()[name])
-        pattern(page, name)
-        said = texts(page, "success", "warning")
-        assert ("by itself" in said) == bool(found.taken)
-        assert all(f"`{layer}`" in said for layer in found.taken)
+    assert "by itself" not in texts(page, "success", "warning")
+    page.toggle(key="learn_boundaries_defaults").set_value(True).run()
+    found = boundaries.ran(boundaries.patterns()["every second"], True)
+    assert found.taken
+    assert set(found.taken) == found.integer - found.quantized
+    said = texts(page, "success", "warning")
+    assert "by itself" in said
+    assert all(f"`{layer}`" in said for layer in found.taken)
+    assert "by itself" not in texts(pattern(page, "all"), "success", "warning")
 
 
 def test_one_layer_by_hand(page) -> None:
@@ -81,7 +84,7 @@ def test_each_speed_comes_with_its_verdict(page) -> None:
     for i in (0, 1):  # one of the patterns, and a choice that is none
         page.toggle(key="learn_boundaries_layer0").set_value(i == 0).run()
         chosen = (i == 0, False, True, False, True)
-        speed = boundaries.timed(chosen, 0)
+        speed = boundaries.timed(chosen, 0, False)
         seen = figures(page)["Speed of your choice"]
         assert seen == speed.written
         assert deltas(page)["Speed of your choice"] == speed.outcome
@@ -89,7 +92,8 @@ def test_each_speed_comes_with_its_verdict(page) -> None:
         assert 0 < low <= median <= high
         (row,) = [trace for trace in charts(page)[1]["data"] if "your choice" in trace["hovertext"][0]]
         assert array(row["x"]) == [pytest.approx(median)]
-    assert boundaries.timed(boundaries.patterns()["every second"], 0) == boundaries.timed_patterns(0)["every second"]
+    second = boundaries.patterns()["every second"]
+    assert boundaries.timed(second, 0, False) == boundaries.timed_patterns(0, False)["every second"]
 
 
 def test_any_network_can_have_every_second_layer_on_integers(page) -> None:
