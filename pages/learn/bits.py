@@ -175,7 +175,9 @@ def cliff(measured: lesson_bits.Accuracies, found: lesson_bits.Curves, observer:
         f"points, most from {pairs[worst][1].bits} to {pairs[worst][0].bits} bits. "
     ).replace("-", MINUS)
     if enough is not None and enough < rows[-1].bits:
-        said += f"What differs between {enough} and {rows[-1].bits} bits is noise on so few samples. "
+        said += (
+            f"What is left of it from {enough} to {rows[-1].bits} bits cannot be told from noise on so few samples. "
+        )
     return said + f"All accuracies are {COMPUTED['simulated']}; of twenty verdicts about one is wrong by chance."
 
 
