@@ -159,7 +159,7 @@ def network(page: lesson.Lesson, name: str, found: lesson_bits.Curves, observer:
             f"{measured.at(enough).comparison.verdict}. No width above it is told apart either.",
         )
     page.chart(pictures.accuracy_over_bits(measured, widgets.dark()), "accuracy")
-    page.text(f"**And here.** {cliff(measured, found, observer)}")
+    page.notice(cliff(measured, found, observer), name="second_notice")
 
 
 def cliff(measured: lesson_bits.Accuracies, found: lesson_bits.Curves, observer: str) -> str:

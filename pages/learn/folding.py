@@ -144,13 +144,13 @@ def fused(page: lesson.Lesson, network: str, layer: str) -> None:
     st.markdown("\n".join([head, *lines]))
     say.caption("Read from the graph that ONNX Runtime executed; ops that only move values are not counted.")
     share = ran.on_integers.written / ran.in_file.written
-    with st.container(border=True, key=page.key("fused_notice")):
-        page.text(
-            f"**What to notice.** {len(ran.in_file.ops)} passes over the values become {len(ran.on_integers.ops)} on "
-            f"integers, and what is written falls to {percent(share)}. Rounding once, at the end, keeps "
-            f"{found.lost:.1f} dB that rounding behind the convolution would lose, and "
-            f"{found.sqnr[folding.ONCE] - found.sqnr[folding.EACH]:.1f} dB against rounding after each of the three."
-        )
+    page.notice(
+        f"{len(ran.in_file.ops)} passes over the values become {len(ran.on_integers.ops)} on "
+        f"integers, and what is written falls to {percent(share)}. Rounding once, at the end, keeps "
+        f"{found.lost:.1f} dB that rounding behind the convolution would lose, and "
+        f"{found.sqnr[folding.ONCE] - found.sqnr[folding.EACH]:.1f} dB against rounding after each of the three.",
+        name="second_notice",
+    )
 
 
 def look_at_folded() -> None:

@@ -177,10 +177,11 @@ def network(page: lesson.Lesson) -> None:
              f"of {byte_size(own.size.quantized_bytes)}", "Of all layers, and the size of the whole network."),
         ]
     )  # fmt: skip
-    page.text(
-        f"**What to notice.** In {layers[layer]} the largest channel reaches "
+    page.notice(
+        f"In {layers[layer]} the largest channel reaches "
         f"{granularity.spread(found.weights[layer]):.0f} times as far as the one in the middle. Per channel, with the "
-        f"same {bits} bits: {own.against.verdict}."
+        f"same {bits} bits: {own.against.verdict}.",
+        name="second_notice",
     )
 
 

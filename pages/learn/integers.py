@@ -207,8 +207,7 @@ def what_ran(page: lesson.Lesson) -> None:
     )  # fmt: skip
     page.chart(op_times(ran, widgets.dark(), by_layer=False), "ops")
     types(page, found)
-    with st.container(border=True, key=page.key("ran_notice")):
-        page.text(f"**What to notice.** {verdict(found, CONFIGS[mode])}")
+    page.notice(verdict(found, CONFIGS[mode]), name="second_notice")
     page.yours(
         "inspect", "runtime", "Runtime", "What your own network runs on integers under static int8, op by op.",
         mapping=presets["x86"],

@@ -176,10 +176,11 @@ def little_data(page: lesson.Lesson) -> None:
         ]
     )  # fmt: skip
     early = observers.clipped_early(tensor)
-    page.text(
-        f"**What to notice.** Over {observers.DRAWS} draws, min_max after one image clips between "
+    page.notice(
+        f"Over {observers.DRAWS} draws, min_max after one image clips between "
         f"{percent(min(early))} and {percent(max(early))} of these values: with so little data the range is luck. The "
-        "range of min_max can only grow with more images; it is never wider than what came by."
+        "range of min_max can only grow with more images; it is never wider than what came by.",
+        name="second_notice",
     )
 
 

@@ -138,7 +138,7 @@ def zero_points(page: lesson.Lesson) -> None:
             f"changes only the bias. Of the {of} presets of this lab that quantize activations, {so} take weights "
             "symmetric and activations affine."
         )
-    page.text(f"**What to notice.** {text}")
+    page.notice(text, name="second_notice")
 
 
 def symmetric_output() -> None:
