@@ -11,7 +11,7 @@ PAGES = Path(__file__).resolve().parent / "pages"
 
 def main() -> None:
     st.set_page_config(page_title="qlab", page_icon="🔬", layout="wide", initial_sidebar_state=260)
-    frame.run(
+    section = frame.run(
         {
             "Lab": [
                 st.Page(PAGES / "lab" / "start.py", title="Start", url_path="", default=True),
@@ -49,7 +49,8 @@ def main() -> None:
             curriculum.SECTION: _pages("learn", **curriculum.menu()),
         }
     )
-    warm.up()
+    if section != curriculum.SECTION:
+        warm.up()  # lessons start no job, and what they compute needs the cores
 
 
 def _pages(section: str, **titles: str) -> list[st.Page]:

@@ -30,6 +30,21 @@ def draw(page: lesson.Lesson) -> None:
         explain=EXPLAIN,
         terms=("scale", "per tensor", "per channel", "per group", "axis", "SQNR"),
     )
+    page.part(experiment)
+    page.part(network)
+    page.yours(
+        "lab", "distributions", "Distributions",
+        "The weight whose channels differ most: open the tab Channels there to see which of them suffer.",
+        before=most_uneven,
+    )  # fmt: skip
+    page.yours(
+        "lab", "experiment", "Experiment",
+        "Your accuracy with one scale for each weight tensor. Run it, change the scheme to per channel, run again.",
+        mapping=granularity.network_mapping("tensor", 8),
+    )  # fmt: skip
+
+
+def experiment(page: lesson.Lesson) -> None:
     with page.controls():
         factor = page.scale(
             "factor", "Factor", granularity.FACTORS, 16, width=190, format_func=lambda n: f"× {n}",
@@ -58,17 +73,6 @@ def draw(page: lesson.Lesson) -> None:
     )  # fmt: skip
     if guess.open:
         answer(page, guess, channel, factor, bits, group)
-    network(page)
-    page.yours(
-        "lab", "distributions", "Distributions",
-        "The weight whose channels differ most: open the tab Channels there to see which of them suffer.",
-        before=most_uneven,
-    )  # fmt: skip
-    page.yours(
-        "lab", "experiment", "Experiment",
-        "Your accuracy with one scale for each weight tensor. Run it, change the scheme to per channel, run again.",
-        mapping=granularity.network_mapping("tensor", 8),
-    )  # fmt: skip
 
 
 def answer(page: lesson.Lesson, guess: lesson.Guess, channel: int, factor: int, bits: int, group: int) -> None:

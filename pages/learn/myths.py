@@ -68,9 +68,7 @@ def draw(page: lesson.Lesson) -> None:
         page.text("**More of it** is in these lessons:")
         with page.controls("lessons"):
             for slug in claim.lessons:
-                if curriculum.page(slug).exists():
-                    label = f"{curriculum.number(slug)} · {curriculum.LESSONS[slug]}"
-                    st.page_link(curriculum.page(slug), label=label)
+                st.page_link(curriculum.page(slug), label=f"{curriculum.number(slug)} · {curriculum.LESSONS[slug]}")
     so_far(page)
     page.yours(*OWN[key])
 

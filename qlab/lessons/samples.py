@@ -1,4 +1,4 @@
-"""A sample network with its data and calibration, made once for each process."""
+"""A sample network with its data and calibration, each made once for each process."""
 
 from __future__ import annotations
 
@@ -20,13 +20,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sample:
-    """Shared by all who ask: change nothing of it. float_evaluation: of the evaluation part, which results are held
-    against."""
+    """Shared by all who ask: change nothing of it."""
 
     model: Model
     data: Dataset
-    calibration: Calibration
-    float_evaluation: Evaluation
+
+    @cached_property
+    def calibration(self) -> Calibration:
+        from qlab.calibration import calibrate
+
+        return calibrate(self.model, self.data)
+
+    @cached_property
+    def float_evaluation(self) -> Evaluation:
+        """Of the evaluation part: what results are held against."""
+        from qlab.evaluation import evaluate
+
+        return evaluate(self.model, self.data)
 
     @cached_property
     def weights(self) -> dict[str, Tensor]:
@@ -73,11 +83,8 @@ class _Reader(fx.Interpreter):
 
 @cache
 def sample(name: str) -> Sample:
-    """The sample network of this name, calibrated on its calibration part; a second at most."""
-    from qlab.calibration import calibrate
+    """The sample network of this name; calibrated and evaluated when that is asked for, a second at most."""
     from qlab.data import load_dataset
-    from qlab.evaluation import evaluate
     from qlab.graph.capture import load_model
 
-    model, data = load_model(name), load_dataset(name)
-    return Sample(model, data, calibrate(model, data), evaluate(model, data))
+    return Sample(load_model(name), load_dataset(name))

@@ -40,7 +40,11 @@ def header(
         st.title(title, anchor=False)
         with st.popover("Explain", help="Shows what the words and pictures on this page mean."):
             st.markdown("\n\n".join(part for part in (glossary.linked(explain), glossary.explain(*terms)) if part))
-        with st.popover("Share", help="Shows a link that opens this page with the same model, data and choices."):
+        # Redrawn when it is opened: a part of the page that was redrawn alone may have changed what the link says.
+        with st.popover(
+            "Share", key="frame_share", on_change="rerun",
+            help="Shows a link that opens this page with the same model, data and choices.",
+        ):  # fmt: skip
             say.caption("This link opens the page as it is now, in any browser on this machine.")
             st.code(link(**(presenter.share() | share)), language=None, wrap_lines=True)
         if present or presenter.on():
@@ -56,10 +60,10 @@ def link(**params: str | None) -> str:
     return urlunsplit((here.scheme, here.netloc, here.path, urlencode(state.link_params(**params)), ""))
 
 
-def run(pages: dict[str, list[st.Page]]) -> None:
+def run(pages: dict[str, list[st.Page]]) -> str:
     """Draws the sidebar, runs the page that was asked for, then fills in what only the page could load.
 
-    pages: menu section -> its pages; the first one is the start page.
+    pages: menu section -> its pages; the first one is the start page. Returns the section of the page.
     """
     # The menu is drawn here and not by Streamlit because what is being looked at (model, data, config) comes first.
     page = st.navigation(pages, position="hidden")
@@ -87,6 +91,7 @@ def run(pages: dict[str, list[st.Page]]) -> None:
     with running, errors.box():
         jobs.panel()
     chart_files.offer()
+    return next(section for section, entries in pages.items() if page in entries)
 
 
 def _section(title: str, *, open: bool) -> DeltaGenerator:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from qlab.ui import change, curriculum, errors, frame, say, state, widgets
+from qlab.ui import change, curriculum, distributions, errors, frame, say, state, widgets
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -43,6 +43,7 @@ def show(slug: str, draw: Callable[[Lesson], None]) -> None:
         change.tell_the_sidebar()
         page = Lesson(slug)
         with errors.box():
+            distributions.one_thread()
             draw(page)
         page.footer()
 
@@ -92,6 +93,17 @@ class Lesson:
         say.caption(f"Lesson {curriculum.number(self.slug)} · {curriculum.LESSONS[self.slug]}")
         share = {name: _written(value) for name, value in self._values.items()}
         frame.header(question, sentence, explain=explain, terms=terms, present=True, **(self._raw | share))
+
+    def part(self, draw: Callable[..., None], *args: Any) -> None:
+        """Draws one experiment of the lesson: `draw(page, *args)`. A control in it redraws it alone, so what another
+        part shows must not hang on it."""
+
+        def body() -> None:
+            with errors.box():
+                draw(self, *args)
+
+        body.__qualname__ = f"{self.slug}.{draw.__qualname__}"  # by which Streamlit tells fragments apart
+        st.fragment(body)()
 
     def section(self, title: str) -> None:
         """The second or third experiment of a lesson."""
@@ -151,7 +163,7 @@ class Lesson:
         before, after = curriculum.neighbours(self.slug)
         with st.container(horizontal=True, horizontal_alignment="distribute"):
             for slug, mark in ((before, "←"), (after, "→")):
-                if slug is None or not curriculum.page(slug).exists():
+                if slug is None:
                     st.page_link(curriculum.page(curriculum.GLOSSARY), label="Glossary")
                 else:
                     label = f"{curriculum.number(slug)} · {curriculum.LESSONS[slug]}"

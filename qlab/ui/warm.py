@@ -25,7 +25,16 @@ async def lifespan(_: Any) -> AsyncIterator[None]:
     """
     PagesManager.uses_pages_directory = False
     LOG.debug("TCP_NODELAY on %d sockets", latency.send_at_once())
+    # While the first visitor's browser loads the app itself, the cores have nothing else to do.
+    threading.Thread(target=_capture, name="qlab-capture", daemon=True).start()
     yield
+
+
+def _capture() -> None:
+    """Imports torch, and its tracing parts, which the first capture of a network needs."""
+    from qlab.graph.capture import load_model
+
+    load_model(next(iter(library.cards())))
 
 
 def up() -> None:

@@ -64,7 +64,7 @@ def test_the_sum_with_the_zero_point_ruins_the_weights_and_only_where_it_is_not_
     right, wrong = (float(more[name].split("SQNR ")[1].split()[0].replace(MINUS, "-")) for name in (RIGHT, WRONG))
     assert right > 15
     assert wrong < 0
-    assert "0 of 1,500 predictions differ" in texts(page, "markdown")
+    assert "0 of 500 predictions differ" in texts(page, "markdown")
     (picture,) = [c for c in charts(page) if any(t.get("name") == WRONG for t in c["data"])]
     lines = {t["name"]: np.array(array(t["y"])) - np.array(array(t["x"])) for t in picture["data"][1:]}
     assert np.median(lines[WRONG]) > 10 * abs(lines[RIGHT]).max()
