@@ -64,9 +64,10 @@ def lessons(_: Case) -> Iterator[Row]:
 def _lesson(page: Any, url: str, slug: str) -> Iterator[Row]:
     begun = time.perf_counter()
     page.goto(f"{url}/{slug}")
-    page.locator("h1").first.wait_for(timeout=60_000)
+    page.locator(f".st-key-learn_{slug}_footer").wait_for(timeout=60_000)
     _settle(page)
     shown = time.perf_counter() - begun
+    page.wait_for_timeout(500)  # what is drawn takes a moment to become a button one can press
     answers = 0.0
     while (closed := page.get_by_role("button", name="Show without a guess")).count():
         pressed = time.perf_counter()

@@ -161,7 +161,7 @@ class Lesson:
 
     def footer(self) -> None:
         before, after = curriculum.neighbours(self.slug)
-        with st.container(horizontal=True, horizontal_alignment="distribute"):
+        with st.container(horizontal=True, horizontal_alignment="distribute", key=self.key("footer")):
             for slug, mark in ((before, "←"), (after, "→")):
                 if slug is None:
                     st.page_link(curriculum.page(curriculum.GLOSSARY), label="Glossary")

@@ -15,9 +15,11 @@ def on() -> bool:
 
 
 def begin() -> None:
-    """Takes the wish of a link (?present=1) on the first run of a session."""
+    """Takes the wish of a link (?present=1) on the first run of a session, and gives the page its look."""
     if _ON not in st.session_state:
         st.session_state[_ON] = st.query_params.get(_LINK) == "1"
+    if on():
+        st.html(Path(__file__).with_name("presenter.css"))
 
 
 def share() -> dict[str, str | None]:
@@ -26,14 +28,9 @@ def share() -> dict[str, str | None]:
 
 
 def switch() -> None:
-    """The way in and out, and the look of the page."""
-    if on():
-        st.html(Path(__file__).with_name("presenter.css"))
+    """The way in and out."""
     label = "Stop presenting" if on() else "Present"
-    st.button(
-        label, key="frame_present", on_click=_turn, help="Large type without the sidebar, for showing it to a room."
-    )
-
-
-def _turn() -> None:
-    st.session_state[_ON] = not on()
+    if st.button(label, key="frame_present", help="Large type without the sidebar, for showing it to a room."):
+        st.session_state[_ON] = not on()
+        # The whole page, not the fragment alone: its style stands outside.
+        st.rerun()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from qlab.ui.curriculum import LESSONS
-from tests.browser.acts import sideways
+from tests.browser.acts import sideways, until
 
 pytestmark = pytest.mark.browser
 
@@ -17,13 +17,23 @@ BROKEN = '[data-testid="stException"], [data-testid="stAlertContentError"]'
 def test_a_lesson_shows_its_answers_without_error_at_any_width(server, visit, slug, dark) -> None:
     visited = visit(server, slug, dark=dark)
     page = visited.page
+    page.locator(f".st-key-learn_{slug}_footer").wait_for(timeout=120_000)
     visited.settle(120)
     first = page.locator(f'[class*="st-key-learn_{slug}_"]').first
     assert first.bounding_box()["y"] < 2 * 950, "the first control is more than two screens down"
-    while (closed := page.get_by_role("button", name="Show without a guess")).count():
+    closed = page.get_by_role("button", name="Show without a guess")
+    opened = page.get_by_role("button", name="Hide the answer")
+    if slug != "hunt":  # which asks after its third step
+        closed.first.wait_for(timeout=120_000)
+    while closed.count():
+        before = opened.count()
         closed.first.click()
+        until(page, lambda before=before: opened.count() > before, timeout=60_000)
         visited.settle(120)
-    assert page.get_by_text("What to notice.").count()
+        page.wait_for_timeout(300)
+    # The hunt goes step by step: what it teaches stands at its end, the evidence from the first step on.
+    page.get_by_text("Evidence so far" if slug == "hunt" else "What to notice.").first.wait_for(timeout=60_000)
+    visited.settle(120)
     for width in (1400, 900):
         page.set_viewport_size({"width": width, "height": 950})
         page.wait_for_timeout(300)
@@ -38,7 +48,7 @@ def test_a_chart_downloads_as_png_and_as_svg_on_the_background_of_the_page(serve
     visited = visit(server, where, dark=True)
     page = visited.page
     chart = page.locator(".js-plotly-plot").first
-    chart.locator("path.js-line, .point").first.wait_for(timeout=120_000)
+    chart.locator(".main-svg").first.wait_for(timeout=120_000)
     visited.settle(120)
     chart.hover()
     files = {}
@@ -59,6 +69,7 @@ def test_a_chart_downloads_as_png_and_as_svg_on_the_background_of_the_page(serve
 def test_presenting_takes_the_sidebar_away_and_enlarges_letters_and_charts(server, visit) -> None:
     visited = visit(server, "grid")
     page = visited.page
+    page.locator(".js-plotly-plot .xtick text").first.wait_for(timeout=120_000)
     visited.settle(60)
 
     def sizes() -> tuple[float, float]:
