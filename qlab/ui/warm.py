@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from importlib import import_module
 from typing import Any
 
 import streamlit as st
@@ -26,15 +27,10 @@ async def lifespan(_: Any) -> AsyncIterator[None]:
     PagesManager.uses_pages_directory = False
     LOG.debug("TCP_NODELAY on %d sockets", latency.send_at_once())
     # While the first visitor's browser loads the app itself, the cores have nothing else to do.
-    threading.Thread(target=_capture, name="qlab-capture", daemon=True).start()
+    # torch alone: a page that wants it waits for it, whereas two threads that import parts of it at once can meet one
+    # that is half there.
+    threading.Thread(target=import_module, args=("torch",), name="qlab-import", daemon=True).start()
     yield
-
-
-def _capture() -> None:
-    """Imports torch, and its tracing parts, which the first capture of a network needs."""
-    from qlab.graph.capture import load_model
-
-    load_model(next(iter(library.cards())))
 
 
 def up() -> None:
