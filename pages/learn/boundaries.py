@@ -7,7 +7,7 @@ import streamlit as st
 from qlab.lessons import boundaries
 from qlab.metrics import duration, percent
 from qlab.plots.lessons.boundaries import chain, speeds
-from qlab.ui import cache, change, errors, lesson, say, state, widgets
+from qlab.ui import cache, change, errors, lesson, state, widgets
 
 EXPLAIN = """
 A layer on integers reads codes and gives codes; a layer in float reads and gives floats. Where one follows the other,
@@ -16,7 +16,6 @@ pass over the values. The input and the output of this network are float.
 """
 MOST = 6
 COUNTS = {"0": "none", "2": "two", "4": "four", "6": "six or more"}
-ATTEMPT = "learn.boundaries.attempt"
 
 
 def draw(page: lesson.Lesson) -> None:
@@ -86,22 +85,16 @@ def answer(page: lesson.Lesson, layers, chosen, defaults: bool, picture, guess: 
     ]  # fmt: skip
     st.markdown("\n".join(lines) if lines else "Nothing is converted: all layers are float.")
     page.section("And is it faster than float?")
-    attempt = st.session_state.get(ATTEMPT, 0)
+    attempt = page.attempt
     with st.spinner("Timing patterns beside float, turn by turn"):
         patterns, own = boundaries.timed_patterns(attempt, defaults), boundaries.timed(chosen, attempt, defaults)
     conversions = {name: len(boundaries.ran(p, defaults).crossings) for name, p in boundaries.patterns().items()}
     page.chart(speeds(own, patterns, conversions, count, widgets.dark()), "speeds")
-    with st.container(horizontal=True, vertical_alignment="center", key=page.key("again_row")):
-        say.caption(
-            f"Calls with {boundaries.BATCH} samples on {boundaries.THREADS} thread, each beside the float network in "
-            f"the same turns ({own.turns} for your choice). Grey: noise. The pattern “none” is the float network "
-            "again, so that one sees what noise looks like.",
-            width="stretch",
-        )
-        st.button(
-            "Time again", key=page.key("again"), on_click=partial(st.session_state.__setitem__, ATTEMPT, attempt + 1),
-            help="Takes the times anew, for when something else kept the machine busy.",
-        )  # fmt: skip
+    page.again(
+        f"Calls with {boundaries.BATCH} samples on {boundaries.THREADS} thread, each beside the float network in the "
+        f"same turns ({own.turns} for your choice). Grey: noise. The pattern “none” is the float network again, so that one "
+        "sees what noise looks like."
+    )
     widgets.figures(
         [
             ("Speed of your choice", own.written, own.outcome,

@@ -56,7 +56,7 @@ def draw(page: lesson.Lesson) -> None:
             f"Of {grid.MOST:,} values over this range the worst is moved by {found.largest:.2f} steps. Beyond the "
             "range there is no such limit: the error is the whole distance to the end.",
         )
-    zero_point(page)
+    page.part(zero_point)
     page.yours(
         "lab", "distributions", "Distributions",
         "The same on the real values of a layer: the grid below the histogram, the clipped parts shaded.",

@@ -63,7 +63,7 @@ def draw(page: lesson.Lesson) -> None:
         "The same for any output number of any layer, under static int8.",
         mapping=presets["x86"],
     )  # fmt: skip
-    what_ran(page)
+    page.part(what_ran)
     # The first of these exports the network; whoever reads the first step does not wait for it later.
     with st.spinner("Opening the network in ONNX Runtime, for what comes next"):
         integers.kernel(layer, image, which)

@@ -1,14 +1,12 @@
 """Lesson 6: dynamic, static and weight-only. What each mode computes on integers, and what it costs."""
 
-from functools import partial
-
 import streamlit as st
 
 from qlab.lessons import modes
 from qlab.metrics import metric, percent, write
 from qlab.plots.lessons.modes import MODE_NAMES, costs, kernels
 from qlab.preset import presets
-from qlab.ui import lesson, say, widgets
+from qlab.ui import lesson, widgets
 
 EXPLAIN = """
 Weights are known beforehand, so every mode stores them in 8 bits. The modes differ in what they do with activations.
@@ -23,7 +21,6 @@ AMOUNTS = {
     "some": "a part of them",
     "all": f"nearly all (over {100 * modes.NEARLY_ALL:.0f} %)",
 }
-ATTEMPT = "learn.modes.attempt"
 
 
 def draw(page: lesson.Lesson) -> None:
@@ -74,21 +71,15 @@ def answer(page: lesson.Lesson, network: str, mode: str, picture, guess: lesson.
         f"multiplications. {why(found, mode)}",
     )
     page.section("And what does it cost?")
-    attempt = st.session_state.get(ATTEMPT, 0)
+    attempt = page.attempt
     with st.spinner("Timing the modes beside float, turn by turn"):
         timing = modes.timed(network, attempt)
     page.chart(costs(found, timing, widgets.dark()), "costs")
     figures(found, mode, timing)
-    with st.container(horizontal=True, vertical_alignment="center", key=page.key("again_row")):
-        say.caption(
-            f"In ONNX Runtime, as exported: nothing here is simulated. Times are of calls with {timing.batch} samples "
-            f"on {timing.threads} thread, {len(timing.seconds['float'])} turns; bars are quartiles.",
-            width="stretch",
-        )
-        st.button(
-            "Time again", key=page.key("again"), on_click=partial(st.session_state.__setitem__, ATTEMPT, attempt + 1),
-            help="Takes the times anew, for when something else kept the machine busy.",
-        )  # fmt: skip
+    page.again(
+        f"In ONNX Runtime, as exported: nothing here is simulated. Times are of calls with {timing.batch} samples "
+        f"on {timing.threads} thread, {len(timing.seconds['float'])} turns; bars are quartiles."
+    )
     page.notice(notice(network, found, timing))
 
 

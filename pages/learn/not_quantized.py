@@ -88,7 +88,7 @@ def draw(page: lesson.Lesson) -> None:
     page.yours(
         "diagnose", "ledger", "Ledger", "Every op of your network has a line like these, with buttons for what helps."
     )
-    outliers(page)
+    page.part(outliers)
     # Whoever reads the first case does not wait for PyTorch at the last one.
     with st.spinner("Having PyTorch quantize a layer, for the last of the five"):
         not_quantized.bare()

@@ -58,7 +58,7 @@ def draw(page: lesson.Lesson) -> None:
         answer(page, guess, every, chosen, found, (outliers, distance, kept))
     else:
         page.chart(values_alone(found, tail, widgets.dark()), "tail")
-    little_data(page)
+    page.part(little_data)
     page.yours(
         "lab", "distributions", "Distributions", "The ranges of all observers over the values of each of your layers."
     )

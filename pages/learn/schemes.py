@@ -39,7 +39,7 @@ def draw(page: lesson.Lesson) -> None:
     page.chart(two_grids(found, widgets.dark(), guess.open), "grids")
     if guess.open:
         answer(page, guess, found)
-    zero_points(page)
+    page.part(zero_points)
     page.yours(
         "lab", "distributions", "Distributions",
         "The output of a layer on a symmetric grid. Set the scheme back to affine there and watch the SQNR.",

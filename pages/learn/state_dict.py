@@ -50,7 +50,7 @@ def draw(page: lesson.Lesson) -> None:
     page.section("Which ways reach it?")
     if page.toggle("all", "Show all ways", help="Lists what each of the ways came to; it gives their answers away."):
         every_way(page, found)
-    in_the_lab(page)
+    page.part(in_the_lab)
     page.yours(
         "inspect", "weights", "Weights",
         "The same tried on a layer of your own network, and the integers of every weight.",

@@ -128,6 +128,21 @@ class Lesson:
         with st.container(border=True, key=self.key(name)):
             say.markdown(f"**What to notice.** {text}")
 
+    @property
+    def attempt(self) -> int:
+        """How often "Time again" was pressed: what is timed is timed anew for another number."""
+        return st.session_state.get(f"learn.{self.slug}.attempt", 0)
+
+    def again(self, text: str) -> None:
+        """What was timed and how, with the button that times it anew."""
+        with st.container(horizontal=True, vertical_alignment="center", key=self.key("again_row")):
+            say.caption(text, width="stretch")
+            st.button(
+                "Time again", key=self.key("again"), on_click=_keep,
+                args=(f"learn.{self.slug}.attempt", self.attempt + 1),
+                help="Takes the times anew, for when something else kept the machine busy.",
+            )  # fmt: skip
+
     def yours(
         self,
         section: str,
