@@ -92,8 +92,8 @@ def answer(page: lesson.Lesson, layers, chosen, defaults: bool, picture, guess: 
     page.chart(speeds(own, patterns, conversions, count, widgets.dark()), "speeds")
     page.again(
         f"Calls with {boundaries.BATCH} samples on {boundaries.THREADS} thread, each beside the float network in the "
-        f"same turns ({own.turns} for your choice). Grey: noise. The pattern “none” is the float network again, so that one "
-        "sees what noise looks like."
+        f"same turns ({own.turns} for your choice). Grey: noise. The pattern “none” is the float network again, so "
+        "that one sees what noise looks like."
     )
     widgets.figures(
         [
