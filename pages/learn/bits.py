@@ -32,15 +32,25 @@ def draw(page: lesson.Lesson) -> None:
         explain=EXPLAIN,
         terms=("SQNR", "observer", "round-off", "clipping", "interval", "paired comparison", "simulated"),
     )
+    page.part(one_tensor)
+    page.part(network)
+    page.yours(
+        "lab", "sweep", "Sweep", "The accuracy of your network at 8 to 2 bits, measured on its own evaluation samples.",
+        before=sweep_over_bits,
+    )  # fmt: skip
+    page.yours("lab", "distributions", "Distributions", "The SQNR of each of your tensors, at any number of bits.")
+
+
+def one_tensor(page: lesson.Lesson) -> None:
     with page.controls():
         name = page.select(
             "network", "Network", {n: n for n in lesson_bits.SAMPLES}, lesson_bits.SAMPLES[0], width=170,
-            help="The sample network that the tensor and the accuracies are of.",
+            help="The sample network that the tensor is of.",
         )  # fmt: skip
         known = lesson_bits.tensors(name)
         tensor = page.select(
             "tensor", "Tensor", {t: f"{t}{'' if weight else ' · activation'}" for t, weight in known.items()},
-            START[name] if START.get(name) in known else next(iter(known)), width=220,
+            first_of(name), width=220,
             help="Whose values are put on grids: weights have up to 8 bits here, activations up to 16.",
         )  # fmt: skip
         observer = page.choice(
@@ -56,12 +66,12 @@ def draw(page: lesson.Lesson) -> None:
     ends = {o: row.ends(bits) for o, row in found.rows.items()}
     page.chart(pictures.values(bins, zeros, ends, observer, 2**bits, tensor, widgets.dark()), "values")
     signal(page, found, observer, bits)
-    network(page, name, found, observer)
-    page.yours(
-        "lab", "sweep", "Sweep", "The accuracy of your network at 8 to 2 bits, measured on its own evaluation samples.",
-        before=sweep_over_bits,
-    )  # fmt: skip
-    page.yours("lab", "distributions", "Distributions", "The SQNR of each of your tensors, at any number of bits.")
+
+
+def first_of(name: str) -> str:
+    """The tensor of a network that is looked at first."""
+    known = lesson_bits.tensors(name)
+    return START[name] if START.get(name) in known else next(iter(known))
 
 
 def signal(page: lesson.Lesson, found: lesson_bits.Curves, observer: str, bits: int) -> None:
@@ -131,8 +141,17 @@ def bend(found: lesson_bits.Curves) -> str:
     return said
 
 
-def network(page: lesson.Lesson, name: str, found: lesson_bits.Curves, observer: str) -> None:
+def network(page: lesson.Lesson) -> None:
     page.section("And when does the network mind?")
+    with page.controls("network"):
+        name = page.select(
+            "whole", "Network", {n: n for n in lesson_bits.SAMPLES}, lesson_bits.SAMPLES[0], width=170,
+            help="The sample network whose accuracy is measured.",
+        )  # fmt: skip
+        observer = page.choice(
+            "rule", "Observer", {o: o for o in lesson_bits.OBSERVERS}, "min_max",
+            help="How the ranges of all its tensors are chosen.",
+        )  # fmt: skip
     said, reference = metric("accuracy"), sample(name).float_evaluation
     page.text(
         f"Now all weights of {name} (per channel) and all its activations (per tensor) get the same number of bits, "
@@ -159,7 +178,7 @@ def network(page: lesson.Lesson, name: str, found: lesson_bits.Curves, observer:
             f"{measured.at(enough).comparison.verdict}. No width above it is told apart either.",
         )
     page.chart(pictures.accuracy_over_bits(measured, widgets.dark()), "accuracy")
-    page.notice(cliff(measured, found, observer), name="second_notice")
+    page.notice(cliff(measured, lesson_bits.curves(name, first_of(name)), observer), name="second_notice")
 
 
 def cliff(measured: lesson_bits.Accuracies, found: lesson_bits.Curves, observer: str) -> str:

@@ -28,6 +28,7 @@ EXTRA = {
     "two": "two bits or more",
 }
 BITS = {"tenth": 0.1, "half": 0.5, "one": 1.0, "two": 2.0}
+EACH = "32"  # weights in a group, where nothing is said of groups
 FIRST = 4  # codes that the question shows
 
 
@@ -39,19 +40,26 @@ def draw(page: lesson.Lesson) -> None:
         explain=EXPLAIN,
         terms=("packing", "nibble", "zero point", "scale", "per group", "weight-only", "SQNR"),
     )
+    page.part(in_bytes)
+    page.part(reading)
+    page.part(grouped)
+
+
+def setting(page: lesson.Lesson, prefix: str = "") -> tuple[str, int, bool]:
+    """Controls for a weight, its bits, and whether its grid is affine. prefix: of the settings' names."""
+    weight = page.select(f"{prefix}weight", "Weight", {w: w for w in few_bits.WEIGHTS}, next(iter(few_bits.WEIGHTS)),
+                         width=280, help="A weight of a sample network.")  # fmt: skip
+    bits = page.choice(f"{prefix}bits", "Bits", {str(b): str(b) for b in few_bits.BITS}, "4", help="Bits of one code.")
+    scheme = page.choice(f"{prefix}scheme", "Scheme", {"affine": "affine", "symmetric": "symmetric"}, "affine",
+                         help="Affine grids have a zero point; on symmetric ones it is 0.")  # fmt: skip
+    return weight, int(bits), scheme == "affine"
+
+
+def in_bytes(page: lesson.Lesson) -> None:
     with page.controls():
-        weight = page.select("weight", "Weight", {w: w for w in few_bits.WEIGHTS}, next(iter(few_bits.WEIGHTS)),
-                             width=280, help="A weight of a sample network.")  # fmt: skip
-        bits = int(page.choice("bits", "Bits", {str(b): str(b) for b in few_bits.BITS}, "4",
-                               help="Bits of one code."))  # fmt: skip
-        affine = page.choice("scheme", "Scheme", {"affine": "affine", "symmetric": "symmetric"}, "affine",
-                             help="Affine grids have a zero point; on symmetric ones it is 0.") == "affine"  # fmt: skip
-        each = page.choice("each", "One scale for each", {s: s for s in few_bits.sizes(weight)}, "32",
-                           help="The whole tensor, an output channel, or so many weights of a channel.")  # fmt: skip
-    found = few_bits.held(weight, bits, affine, each)
-    in_bytes(page, found)
-    reading(page, found, weight, bits, affine, each)
-    grouped(page, weight, bits, affine, each)
+        weight, bits, affine = setting(page)
+    page.text(f"Every {EACH} weights of a channel share a scale. What other groups cost is the last question below.")
+    stored(page, few_bits.held(weight, bits, affine, EACH))
     page.yours(
         "inspect", "weights", "Weights", "The codes of every layer, and under “Packed bytes” whose bits lie where.",
         mapping=QConfigMapping(
@@ -61,7 +69,7 @@ def draw(page: lesson.Lesson) -> None:
     )  # fmt: skip
 
 
-def in_bytes(page: lesson.Lesson, found: few_bits.Held) -> None:
+def stored(page: lesson.Lesson, found: few_bits.Held) -> None:
     tensor, codes = found.tensor, found.cells.code.reshape(-1)
     packed = found.packed[: few_bits.SHOWN].numpy()
     values = [str(code).replace("-", MINUS) for code in codes[:FIRST]]
@@ -117,19 +125,20 @@ def signed_digits(value: float) -> str:
     return three_digits(value).replace("-", MINUS)
 
 
-def reading(
-    page: lesson.Lesson, found: few_bits.Held, weight: str, bits: int, affine: bool, each: str
-) -> None:  # fmt: skip
+def reading(page: lesson.Lesson) -> None:
     page.section("Is a weight code × scale + zero point?")
     page.text(
         "The formula `q * scale + zero_point` is often written for reading weights back. In PyTorch, ONNX and LiteRT "
         "the zero point is a code: the integer that stands for 0."
     )
+    with page.controls("reading"):
+        weight, bits, affine = setting(page, "read_")
     guess = page.predict("With these codes, what does that formula give?", SAME, name="formula")
     if not guess.open:
         return
     with st.spinner("Measuring the network with both readings"):
-        measured = few_bits.formulas(weight, bits, affine, each)
+        measured = few_bits.formulas(weight, bits, affine, EACH)
+    found = few_bits.held(weight, bits, affine, EACH)
     off = abs(found.wrong - found.right)
     low, high = found.cells.zero_point.min(), found.cells.zero_point.max()
     points = f"The zero points here are {f'{low} to {high}' if low < high else low}"
@@ -161,8 +170,12 @@ def reading(
     )
 
 
-def grouped(page: lesson.Lesson, weight: str, bits: int, affine: bool, each: str) -> None:
+def grouped(page: lesson.Lesson) -> None:
     page.section("What do groups cost?")
+    with page.controls("groups"):
+        weight, bits, affine = setting(page, "group_")
+        each = page.choice("each", "One scale for each", {s: s for s in few_bits.sizes(weight)}, EACH,
+                           help="The whole tensor, an output channel, or so many weights of a channel.")  # fmt: skip
     rows = {(row.bits, row.each): row for row in few_bits.costs(weight, affine)}
     mine, channel = rows[bits, each], rows[bits, few_bits.CHANNEL]
     of = f"{each} weights" if each.isdecimal() else f"whole {each}"

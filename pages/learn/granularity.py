@@ -19,6 +19,7 @@ channel has one: the most scales, and the finest steps.
 """
 LOST = {"little": "less than one bit", "some": "one to three bits", "much": "more than three bits"}
 LEFT = {"same": "no loss beyond chance", "points": "up to 20 points less", "ruin": "more than 20 points less"}
+VIEWS = {"factors": "The others, by factor", "channels": "Each channel"}
 BIT = 20 * math.log10(2)
 
 
@@ -93,13 +94,10 @@ def answer(page: lesson.Lesson, guess: lesson.Guess, channel: int, factor: int, 
         ]
     )  # fmt: skip
     lines = granularity.by_factor(channel, bits, group)
-    widgets.tabs(
-        {
-            "The others, by factor": lambda: page.chart(by_factor(lines, factor, widgets.dark()), "factors"),
-            "Each channel": lambda: page.chart(by_channel(every, channel, widgets.dark()), "channels"),
-        },
-        key=page.key("tabs"),
-    )
+    if page.choice("view", "Show", VIEWS, "factors", help="Two looks at what the scales cost.") == "factors":
+        page.chart(by_factor(lines, factor, widgets.dark()), "factors")
+    else:
+        page.chart(by_channel(every, channel, widgets.dark()), "channels")
     page.notice(slope(lines, factor) + cost(every))
 
 

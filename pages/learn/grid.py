@@ -24,6 +24,15 @@ def draw(page: lesson.Lesson) -> None:
         explain=EXPLAIN,
         terms=("grid", "scale", "zero point", "round-off", "clipping"),
     )
+    page.part(one_number)
+    page.part(zero_point)
+    page.yours(
+        "lab", "distributions", "Distributions",
+        "The same on the real values of a layer: the grid below the histogram, the clipped parts shaded.",
+    )  # fmt: skip
+
+
+def one_number(page: lesson.Lesson) -> None:
     with page.controls():
         span = page.choice("range", "Range", SPANS, "centred", help="The smallest and the largest value of the grid.")
         low, high = grid.RANGES[span]
@@ -56,11 +65,6 @@ def draw(page: lesson.Lesson) -> None:
             f"Of {grid.MOST:,} values over this range the worst is moved by {found.largest:.2f} steps. Beyond the "
             "range there is no such limit: the error is the whole distance to the end.",
         )
-    page.part(zero_point)
-    page.yours(
-        "lab", "distributions", "Distributions",
-        "The same on the real values of a layer: the grid below the histogram, the clipped parts shaded.",
-    )  # fmt: skip
 
 
 def zero_point(page: lesson.Lesson) -> None:

@@ -39,6 +39,20 @@ def draw(page: lesson.Lesson) -> None:
         explain=EXPLAIN,
         terms=("int8", "accumulator", "requantization", "integer kernel", "simulated"),
     )
+    page.part(by_hand)
+    page.yours(
+        "inspect", "steps", "One number, step by step",
+        "The same for any output number of any layer, under static int8.",
+        mapping=presets["x86"],
+    )  # fmt: skip
+    page.part(what_ran)
+    # The first of these exports the network; whoever reads the first step does not wait for it later.
+    with st.spinner("Opening the network in ONNX Runtime, for what comes next"):
+        integers.kernel(integers.layers()[1], 0, "largest")
+        integers.ran(integers.NETWORK, "static")
+
+
+def by_hand(page: lesson.Lesson) -> None:
     with page.controls():
         names = integers.layers()
         layer = page.select("layer", "Layer", {name: name for name in names}, names[1], width=150,
@@ -58,16 +72,6 @@ def draw(page: lesson.Lesson) -> None:
         one_step(page, one, step, (layer, image, which), with_float=guess.open)
     if guess.open:
         where_the_error_is(page, one, guess)
-    page.yours(
-        "inspect", "steps", "One number, step by step",
-        "The same for any output number of any layer, under static int8.",
-        mapping=presets["x86"],
-    )  # fmt: skip
-    page.part(what_ran)
-    # The first of these exports the network; whoever reads the first step does not wait for it later.
-    with st.spinner("Opening the network in ONNX Runtime, for what comes next"):
-        integers.kernel(layer, image, which)
-        integers.ran(integers.NETWORK, "static")
 
 
 def so_far(one: integers.OneNumber, step: int, *, with_float: bool) -> None:

@@ -73,6 +73,19 @@ def draw(page: lesson.Lesson) -> None:
         explain=EXPLAIN,
         terms=("ledger", "weight-only", "per group", "outlier", "SQNR"),
     )
+    page.part(five_ways)
+    page.yours(
+        "diagnose", "ledger", "Ledger", "Every op of your network has a line like these, with buttons for what helps."
+    )
+    page.part(outliers)
+    # Whoever reads the first case does not wait for PyTorch at the last one.
+    with st.spinner("Having PyTorch quantize a layer, for the last of the five"):
+        not_quantized.bare()
+        not_quantized.line("computed", "every call")
+        not_quantized.line("computed", "merged")
+
+
+def five_ways(page: lesson.Lesson) -> None:
     with page.controls():
         key = page.select(
             "case", "What happens", {name: case.title for name, case in CASES.items()}, "rule", width=290,
@@ -85,15 +98,6 @@ def draw(page: lesson.Lesson) -> None:
         in_torch(page, setting)
     else:
         in_the_lab(page, key, setting)
-    page.yours(
-        "diagnose", "ledger", "Ledger", "Every op of your network has a line like these, with buttons for what helps."
-    )
-    page.part(outliers)
-    # Whoever reads the first case does not wait for PyTorch at the last one.
-    with st.spinner("Having PyTorch quantize a layer, for the last of the five"):
-        not_quantized.bare()
-        not_quantized.line("computed", "every call")
-        not_quantized.line("computed", "merged")
 
 
 def in_the_lab(page: lesson.Lesson, key: str, setting: str) -> None:

@@ -21,6 +21,7 @@ An **observer** is a rule: it looks at values and says from where to where the g
 """
 SHARES = {"most": "more than half of them", "some": "a fifth to a half", "few": "less than a fifth"}
 CLIPPED = {"none": "none or next to none: under 0.1 %", "some": "0.1 % to 1 %", "many": "more than 1 %"}
+VIEWS = {"ranges": "Ranges and error", "table": "All observers", "bits": "Every number of bits"}
 SAME = 0.1  # dB; what is closer is not called a difference
 NAMES = {name: name for name in observers.OBSERVERS}
 
@@ -33,8 +34,19 @@ def draw(page: lesson.Lesson) -> None:
         explain=EXPLAIN,
         terms=("observer", "outlier", "clipping", "round-off", "SQNR"),
     )
+    page.part(outliers)
+    page.part(little_data)
+    page.yours(
+        "lab", "distributions", "Distributions", "The ranges of all observers over the values of each of your layers."
+    )
+    page.yours(
+        "diagnose", "stability", "Stability", "How much your scales and accuracy hang on which samples calibrated them."
+    )
+
+
+def outliers(page: lesson.Lesson) -> None:
     with page.controls():
-        outliers = page.scale(
+        moved = page.scale(
             "outliers", "Outliers", [0, 1, 3, 10, 30, 100], 3, width=140, help="How many weights are moved far out."
         )
         distance = page.slider(
@@ -47,24 +59,17 @@ def draw(page: lesson.Lesson) -> None:
             "percentile", "Percentile (%)", [95.0, 99.0, 99.9, 99.99], observers.PERCENTILE, width=140,
             help="The share of the values that the observer percentile keeps inside its range.",
         )  # fmt: skip
-    tail = observers.tail(outliers, distance)
-    every = observers.ranged(outliers, distance, bits, kept)
+    tail = observers.tail(moved, distance)
+    every = observers.ranged(moved, distance, bits, kept)
     guess = page.predict(
         f"A grid of {bits} bits has {2**bits} codes. Laid from the smallest to the largest value, how many of them do "
         f"the {len(tail.ordinary):,} ordinary values use?", SHARES,
     )  # fmt: skip
-    found = observers.looked(chosen, outliers, distance, bits, kept)
+    found = observers.looked(chosen, moved, distance, bits, kept)
     if guess.open:
-        answer(page, guess, every, chosen, found, (outliers, distance, kept))
+        answer(page, guess, every, chosen, found, (moved, distance, kept))
     else:
         page.chart(values_alone(found, tail, widgets.dark()), "tail")
-    page.part(little_data)
-    page.yours(
-        "lab", "distributions", "Distributions", "The ranges of all observers over the values of each of your layers."
-    )
-    page.yours(
-        "diagnose", "stability", "Stability", "How much your scales and accuracy hang on which samples calibrated them."
-    )
 
 
 def answer(
@@ -79,19 +84,15 @@ def answer(
     )
     outliers, distance, kept = settings
 
-    def all_bits() -> None:
+    view = page.choice("view", "Show", VIEWS, "ranges", help="Three looks at the same values and ranges.")
+    if view == "ranges":
+        page.chart(under_observers(found, every, chosen, widgets.dark()), "ranges")
+    elif view == "table":
+        page.text(table(every))
+    else:
         with st.spinner("Ranging at every number of bits"):
             lines = [observers.ranged(outliers, distance, b, kept) for b in observers.BITS]
         page.chart(by_bits(observers.BITS, lines, chosen, widgets.dark()), "curve")
-
-    widgets.tabs(
-        {
-            "Ranges and error": lambda: page.chart(under_observers(found, every, chosen, widgets.dark()), "ranges"),
-            "All observers": lambda: page.text(table(every)),
-            "Every number of bits": all_bits,
-        },
-        key=page.key("tabs"),
-    )
     error = one.error
     widgets.figures(
         [

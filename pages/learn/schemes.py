@@ -26,6 +26,16 @@ def draw(page: lesson.Lesson) -> None:
         explain=EXPLAIN,
         terms=("qscheme", "zero point", "grid", "level", "SQNR"),
     )
+    page.part(both_grids)
+    page.part(zero_points)
+    page.yours(
+        "lab", "distributions", "Distributions",
+        "The output of a layer on a symmetric grid. Set the scheme back to affine there and watch the SQNR.",
+        before=symmetric_output,
+    )  # fmt: skip
+
+
+def both_grids(page: lesson.Lesson) -> None:
     with page.controls():
         which = page.choice("values", "Values", VALUES, "relu", help="Real tensors of conv_digits, a small network.")
         bits = page.slider("bits", "Bits", 2, 8, 4, width=170,
@@ -39,12 +49,6 @@ def draw(page: lesson.Lesson) -> None:
     page.chart(two_grids(found, widgets.dark(), guess.open), "grids")
     if guess.open:
         answer(page, guess, found)
-    page.part(zero_points)
-    page.yours(
-        "lab", "distributions", "Distributions",
-        "The output of a layer on a symmetric grid. Set the scheme back to affine there and watch the SQNR.",
-        before=symmetric_output,
-    )  # fmt: skip
 
 
 def answer(page: lesson.Lesson, guess: lesson.Guess, found: schemes.Schemes) -> None:

@@ -28,6 +28,16 @@ def draw(page: lesson.Lesson) -> None:
         explain=EXPLAIN,
         terms=("state_dict", "packing", "int8"),
     )
+    page.part(in_pytorch)
+    page.part(in_the_lab)
+    page.yours(
+        "inspect", "weights", "Weights",
+        "The same tried on a layer of your own network, and the integers of every weight.",
+        before=lambda: st.session_state.update({"weights_tabs": "In PyTorch"}),
+    )  # fmt: skip
+
+
+def in_pytorch(page: lesson.Lesson) -> None:
     with page.controls():
         kind = page.choice("kind", "Layer", KINDS, "Linear", help="The two kinds store their weight in different ways.")
         way = page.select("way", "Write to it by", _ways(), "weight attribute", width=400,
@@ -50,12 +60,6 @@ def draw(page: lesson.Lesson) -> None:
     page.section("Which ways reach it?")
     if page.toggle("all", "Show all ways", help="Lists what each of the ways came to; it gives their answers away."):
         every_way(page, found)
-    page.part(in_the_lab)
-    page.yours(
-        "inspect", "weights", "Weights",
-        "The same tried on a layer of your own network, and the integers of every weight.",
-        before=lambda: st.session_state.update({"weights_tabs": "In PyTorch"}),
-    )  # fmt: skip
 
 
 def _ways() -> dict[str, str]:

@@ -33,6 +33,11 @@ def draw(page: lesson.Lesson) -> None:
         explain=EXPLAIN,
         terms=("fake quantization", "straight-through estimator", "QAT", "PTQ", "clipping", "paired comparison"),
     )
+    page.part(slopes)
+    page.part(train)
+
+
+def slopes(page: lesson.Lesson) -> None:
     with page.controls():
         bits = page.slider("steps", "Bits", 2, 4, 3, width=200, help="More bits make smaller steps.")
         value = page.slider(
@@ -67,7 +72,6 @@ def draw(page: lesson.Lesson) -> None:
             "point, but from one step to the next it is right on average, and that is enough to move a weight over an "
             "edge."
         )
-    train(page)
 
 
 def train(page: lesson.Lesson) -> None:

@@ -31,7 +31,7 @@ def accuracy_dots(dots: Sequence[Dot], dark: bool, key: str = "accuracy") -> go.
     if not dots:
         return empty("Nothing has been measured yet.", dark, height=120)
     figures, colours = metric(key), palette(dark)
-    made = figure(dark, height=64 + 38 * len(dots), showlegend=False)
+    made = figure(dark, 68 + 38 * len(dots), room={"t": 8, "b": 48, "r": 16}, showlegend=False)
     reference = next((dot for dot in dots if dot.kind == "float"), None)
     if reference is not None:
         made.add_vrect(

@@ -68,8 +68,10 @@ def channel_figure(
     colours = palette(dark)
     order = np.argsort(channels.minimum - channels.maximum, kind="stable") if ranked else np.arange(count)
     with_sqnr = channels.sqnr is not None
-    made = figure(dark, 420 if with_sqnr else 300, bargap=0.25, barmode="overlay", uirevision=revision)
-    made.update_layout(margin={"t": 30, "b": 48, "l": 72, "r": 16}, yaxis={"title_text": quantity})
+    made = figure(
+        dark, 420 if with_sqnr else 300, room={"t": 30, "b": 48, "l": 72, "r": 16}, bargap=0.25, barmode="overlay",
+        uirevision=revision, yaxis={"title": {"text": quantity}},
+    )  # fmt: skip
     _ranges(made, channels, order, colours)
     if shared is not None:
         _shared(made, shared, shared_name, count, colours)

@@ -49,7 +49,11 @@ def op_times(ran: Executed, dark: bool, *, by_layer: bool) -> go.Figure:
     colours, unit, scale = palette(dark), *_unit(max(sum(b.parts.values()) for b in bars))
     tall = len(bars) > TALL
     height = 74 + 34 * tall + ROW * len(bars)
-    made = figure(dark, height, barmode="stack", bargap=0.25, showlegend=True)
+    # Tall ones are scrolled: legend and axis stay at the end that is seen first.
+    made = figure(
+        dark, height, room={"t": 96 if tall else 30, "b": 12 if tall else 44, "r": 16}, barmode="stack", bargap=0.25,
+        showlegend=True,
+    )  # fmt: skip
     for kind, words in WORDS.items():
         if not any(kind in b.parts for b in bars):
             continue
@@ -62,9 +66,7 @@ def op_times(ran: Executed, dark: bool, *, by_layer: bool) -> go.Figure:
             hovertext=[b.about for b in bars],
             hovertemplate="%{hovertext}<extra></extra>",
         )
-    # Tall ones are scrolled: legend and axis stay at the end that is seen first.
     made.update_layout(
-        margin={"t": 96 if tall else 30, "b": 12 if tall else 40},
         legend={"traceorder": "normal"} | ({"yref": "container", "y": 1, "yanchor": "top"} if tall else {}),
     )
     made.update_xaxes(title_text=f"time of one call ({unit})", rangemode="tozero", side="top" if tall else "bottom")

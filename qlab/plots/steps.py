@@ -51,8 +51,7 @@ def window_heatmaps(steps: Steps, dark: bool, channel: int | None = None) -> go.
     each = lines * (30 if lines * width <= MOST_NUMBERS else 9)
     count = len(panels) if stacked else 1
     drawn = count * each + (count - 1) * _AROUND
-    made = figure(dark, height=drawn + 78)
-    made.update_layout(margin={"t": 30, "b": 48, "l": 56, "r": 8})
+    made = figure(dark, drawn + 78, room={"t": 30, "b": 48, "l": 56, "r": 8})
     gap = _AROUND / drawn if stacked else 0.06
     size = (1 - gap * (len(panels) - 1)) / len(panels)
     for place, panel in enumerate(panels):
@@ -74,8 +73,7 @@ def accumulator_line(steps: Steps, dark: bool) -> go.Figure:
     sums = np.concatenate([[0], steps.running])
     at = np.arange(len(sums))
     kept = np.unique(np.linspace(0, len(sums) - 1, min(len(sums), MOST_POINTS)).round().astype(int))
-    made = figure(dark, 320, showlegend=True)
-    made.update_layout(margin={"t": 30, "b": 48, "l": 72, "r": 24})
+    made = figure(dark, 320, room={"t": 30, "b": 48, "l": 72, "r": 24}, showlegend=True)
     made.add_scatter(
         x=at[kept],
         y=sums[kept],

@@ -6,7 +6,8 @@ dark mode uses a lighter twin of each, so that the contrast with the background 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -14,6 +15,8 @@ from typing import Any
 import plotly.graph_objects as go
 
 FONT = '"Source Sans", "Source Sans 3", "Source Sans Pro", sans-serif'
+LETTER = 6.8  # pixels, of a letter of the ticks
+_TAG = re.compile("<[^>]+>")
 MONO = '"Source Code", "Source Code Pro", ui-monospace, monospace'
 
 
@@ -69,8 +72,11 @@ def palette(dark: bool) -> Palette:
 
 
 @cache
-def template(dark: bool, size: float = 1.0) -> go.layout.Template:
-    """The plotly template of the app: transparent, quiet axes, units in the axis titles. size: of the letters."""
+def template(dark: bool, size: float = 1.0, *, fitted: bool = False) -> go.layout.Template:
+    """The plotly template of the app: transparent, quiet axes, units in the axis titles.
+
+    size: of the letters. fitted: for a figure whose margins are known to be wide enough.
+    """
     colours = palette(dark)
     axis = {
         "gridcolor": colours.rule,
@@ -82,7 +88,8 @@ def template(dark: bool, size: float = 1.0) -> go.layout.Template:
         "tickcolor": colours.rule,
         "tickfont": {"color": colours.muted, "size": 12 * size},
         "title": {"font": {"color": colours.muted, "size": 13 * size}, "standoff": 8},
-        "automargin": True,
+        # Finding the margins out makes plotly draw everything twice, each time.
+        "automargin": not fitted,
     }
     return go.layout.Template(
         layout={
@@ -118,11 +125,13 @@ def template(dark: bool, size: float = 1.0) -> go.layout.Template:
     )
 
 
-def figure(dark: bool, height: int, **layout: object) -> go.Figure:
-    """An empty figure in this look."""
-    made = go.Figure()
-    made.update_layout(template=template(dark), height=height, **layout)
-    return made
+def figure(dark: bool, height: int, *, room: Mapping[str, float] | None = None, **layout: object) -> go.Figure:
+    """An empty figure in this look. room: pixels around the axes (l, r, t, b), where they are known; `name_rows` knows
+    those on the left. Without them plotly finds out, which takes it as long as drawing."""
+    if room is not None:
+        layout["margin"] = dict(room)
+    # All at once: a figure that begins without a template is given plotly's own first, which takes as long again.
+    return go.Figure(layout={"template": template(dark, fitted=room is not None), "height": height, **layout})
 
 
 def enlarge(made: go.Figure, dark: bool, size: float) -> None:
@@ -136,6 +145,8 @@ def enlarge(made: go.Figure, dark: bool, size: float) -> None:
 
 def name_rows(made: go.Figure, names: Sequence[str]) -> None:
     """Names on the y axis of horizontal bars that stand at 0, 1, …: the first one on top, without lines between."""
+    lines = [line for name in names for line in _TAG.sub("", name.replace("<br>", "\n")).split("\n")]
+    made.layout.margin.l = 16 + LETTER * max(map(len, lines), default=0)
     made.update_yaxes(
         tickvals=list(range(len(names))),
         ticktext=list(names),

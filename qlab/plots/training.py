@@ -28,7 +28,7 @@ def curves(history: History, dark: bool) -> go.Figure:
     if not history.epochs:
         return empty("No epoch has been measured yet.", dark)
     colours = palette(dark)
-    made = figure(dark, HEIGHT, uirevision="training", hovermode="closest")
+    made = figure(dark, HEIGHT, room={"t": 50, "b": 48, "l": 72, "r": 12}, uirevision="training", hovermode="closest")
     _measured(made, history, colours)
     _losses(made, history, colours)
     _moments(made, history, colours)
@@ -38,7 +38,6 @@ def curves(history: History, dark: bool) -> go.Figure:
         anchor="y2", **whole_ticks(last),
     )  # fmt: skip
     made.update_layout(
-        margin={"t": 50, "b": 8, "l": 8, "r": 12},
         legend={"yref": "container", "y": 1, "yanchor": "top"},
         legend2={
             "orientation": "h", "x": 0, "y": LOWER[1], "yanchor": "bottom", "font": {"color": colours.muted},

@@ -39,7 +39,7 @@ def grid_moves(history: History, grid: GridTrace, dark: bool) -> go.Figure:
     """Above: both ends of the range, below: the step size (scale), over the epochs. A line for each scale up to
     `FEW_CHANNELS`, else the median in a band from the least to the largest; what is frozen lies on grey."""
     colours = palette(dark)
-    made = figure(dark, 470, uirevision=grid.tensor, hovermode="closest")
+    made = figure(dark, 470, room={"t": 34, "b": 48, "l": 84, "r": 12}, uirevision=grid.tensor, hovermode="closest")
     x = history.record_epochs
     for values, name, axis, shown in (
         (grid.high, "high", "y", True), (grid.low, "low", "y", False), (grid.scale, "scale", "y2", False),
@@ -57,7 +57,6 @@ def grid_moves(history: History, grid: GridTrace, dark: bool) -> go.Figure:
             "domain": list(LOWER), "title": {"text": "step size (value)"}, "anchor": "x", "nticks": 5,
             "exponentformat": "power", "zeroline": False,
         },
-        margin={"t": 34, "b": 8, "l": 8, "r": 12},
     )  # fmt: skip
     return made
 
@@ -134,7 +133,7 @@ def weights_on_grid(grid: GridTrace, row: int, dark: bool, label: str = "") -> g
     colours = palette(dark)
     if not grid.histogram.size:
         return empty("Activations change with the data, so they have no histogram of their own here.", dark)
-    made = figure(dark, 400, uirevision=grid.tensor)
+    made = figure(dark, 400, room={"t": 34, "b": 48, "l": 64, "r": 12}, uirevision=grid.tensor)
     _middles(made, grid, colours)
     shown = [(row, label or f"record {row}", "quantized", 0.35, 1.6)]
     if row:
@@ -164,7 +163,6 @@ def weights_on_grid(grid: GridTrace, row: int, dark: bool, label: str = "") -> g
     made.update_yaxes(
         title_text="share of the weights in a bin (%)", range=[0, 1.06 * max(top, 1e-9)], zeroline=False, nticks=6
     )
-    made.update_layout(margin={"t": 34, "b": 8, "l": 8, "r": 12})
     return made
 
 
@@ -216,7 +214,7 @@ def flips(history: History, dark: bool) -> go.Figure:
 
 
 def _flip_lines(history: History, grids: Sequence[GridTrace], dark: bool) -> go.Figure:
-    made = figure(dark, 380, uirevision="flips", hovermode="closest")
+    made = figure(dark, 380, room={"t": 40, "b": 48, "l": 64, "r": 12}, uirevision="flips", hovermode="closest")
     looks = zip(grids, _row_of_colours(len(grids)), ("solid", "dash", "dot", "dashdot", "longdash"), strict=False)
     for grid, colour, dash in looks:
         name = html.escape(shorten(grid.tensor), quote=False)
@@ -228,7 +226,6 @@ def _flip_lines(history: History, grids: Sequence[GridTrace], dark: bool) -> go.
     _epochs_axis(made, history)
     _frozen_line(made, history, palette(dark), above=False)
     made.update_yaxes(title_text="codes that changed since the record before (%)", rangemode="tozero", nticks=6)
-    made.update_layout(margin={"t": 40, "b": 8, "l": 8, "r": 12})
     return made
 
 

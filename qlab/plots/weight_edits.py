@@ -27,7 +27,10 @@ def change_by_channel(found: EditEffect, dark: bool) -> go.Figure:
     colours, count = palette(dark), len(found.channels)
     shown = np.arange(count) if count <= MOST_CHANNELS else np.sort(np.argsort(-found.channels)[:MOST_CHANNELS])
     values = found.channels[shown]
-    made = figure(dark, 240, showlegend=found.step is not None, bargap=0.2 if len(shown) < 200 else 0)
+    made = figure(
+        dark, 260, room={"t": 28, "b": 48, "l": 72, "r": 12}, showlegend=found.step is not None,
+        bargap=0.2 if len(shown) < 200 else 0,
+    )  # fmt: skip
     made.add_bar(
         x=shown, y=values, name="largest change", marker={"color": colours.error, "line": {"width": 0}},
         showlegend=found.step is not None,
@@ -47,5 +50,4 @@ def change_by_channel(found: EditEffect, dark: bool) -> go.Figure:
     if count <= 12:
         made.update_xaxes(dtick=1)
     assert math.isfinite(top)
-    made.update_layout(margin={"t": 28, "b": 8, "l": 8, "r": 12})
     return made

@@ -44,8 +44,7 @@ def codes_heatmap(
     ends = (low, high) if one else (low - int(zeros[-1]), high - int(zeros[0]))
     rows, columns = found.code.shape
     row = min(max(TALLEST / rows, ROW[0]), ROW[1])
-    made = figure(dark, int(min(max(row * rows, LOWEST), TALLEST)) + 92)
-    made.update_layout(margin={"t": 30, "b": 56, "l": 64, "r": 8})
+    made = figure(dark, int(min(max(row * rows, LOWEST), TALLEST)) + 92, room={"t": 30, "b": 56, "l": 64, "r": 8})
     told = [found.position, found.code, found.dequantized, found.scale, found.zero_point]
     words = "channel %{y} · position %{customdata[0]}%{text}<br>code <b>%{customdata[1]}</b><br>"
     words += "dequantized %{customdata[2]:.5g}<br>"
@@ -174,8 +173,7 @@ def scale_chart(scale: NDArray[Any], zero_point: NDArray[Any], dark: bool, first
     colours = palette(dark)
     channel = np.arange(first, first + len(scale))
     shifted = bool((zero_point != 0).any())
-    made = figure(dark, 420 if shifted else 300)
-    made.update_layout(margin={"t": 12, "b": 48, "l": 72, "r": 16}, showlegend=False)
+    made = figure(dark, 420 if shifted else 300, room={"t": 12, "b": 48, "l": 72, "r": 16}, showlegend=False)
     size = 8 if len(scale) <= 64 else 5
     made.add_scatter(
         x=channel, y=scale, mode="markers", marker={"color": colours.range, "size": size}, name="scale",
@@ -207,8 +205,7 @@ def group_chart(
         return empty("This weight has no groups.", dark)
     colours = palette(dark)
     rows, columns = scale.shape
-    made = figure(dark, int(min(max(14 * rows, 160), 420)) + 64)
-    made.update_layout(margin={"t": 8, "b": 52, "l": 64, "r": 8})
+    made = figure(dark, int(min(max(14 * rows, 160), 420)) + 64, room={"t": 8, "b": 52, "l": 64, "r": 8})
     made.add_heatmap(
         z=scale,
         x=np.arange(first_group, first_group + columns),
@@ -279,9 +276,7 @@ def error_by_code(found: Cells, low: int, high: int, dark: bool) -> go.Figure:
 
 
 def _error_figure(dark: bool) -> go.Figure:
-    made = figure(dark, 400, showlegend=True)
-    made.update_layout(margin={"t": 30, "b": 48, "l": 72, "r": 16})
-    return made
+    return figure(dark, 400, room={"t": 30, "b": 48, "l": 72, "r": 16}, showlegend=True)
 
 
 def _points(made: go.Figure, found: Cells, x: NDArray[Any], y: NDArray[Any], colours: Palette) -> None:
@@ -313,10 +308,11 @@ def levels_chart(levels: Levels, dark: bool, logarithmic: bool = False) -> go.Fi
     if not levels.count.any():
         return empty("This weight holds no numbers.", dark)
     colours = palette(dark)
-    made = figure(dark, 360, bargap=0.15)
+    made = figure(
+        dark, 360, room={"t": 30, "b": 48, "l": 72, "r": 16}, bargap=0.15, showlegend=bool(len(levels.unused))
+    )
     # Below the smallest bar of either axis: a mark at 0 has no place on a logarithmic one.
     floor = 0.5 if logarithmic else 0
-    made.update_layout(margin={"t": 30, "b": 48, "l": 72, "r": 16}, showlegend=bool(len(levels.unused)))
     made.add_bar(
         x=levels.codes, y=levels.count, marker={"color": colours.quantized, "line": {"width": 0}}, name="used",
         hovertemplate="code %{x}: %{y:,} weights<extra></extra>",
@@ -347,9 +343,8 @@ def used_by_channel(used: NDArray[Any], levels: int, numbers: int, dark: bool, f
         return empty("This weight has no channels.", dark)
     colours = palette(dark)
     channel = np.arange(first, first + len(used))
-    made = figure(dark, 280)
+    made = figure(dark, 280, room={"t": 24, "b": 48, "l": 72, "r": 16}, showlegend=False)
     most, words = min((levels, f"{levels:,} levels of the grid"), (numbers, f"{numbers:,} weights in a channel"))
-    made.update_layout(margin={"t": 24, "b": 48, "l": 72, "r": 16}, showlegend=False)
     made.add_hline(
         y=most, line={"color": colours.range, "width": 1.5, "dash": "dash"},
         annotation={"text": words, "font": {"color": colours.range}},

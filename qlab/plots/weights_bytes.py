@@ -32,9 +32,8 @@ def bytes_picture(
     colours = palette(dark)
     digits = np.unpackbits(np.asarray(values)[:, None], axis=1)  # highest first
     code, bit = bits.code[:, ::-1], bits.bit[:, ::-1]
-    made = figure(dark, ROW * len(values) + 64)
     right = int(LETTER * max(sum(len(text) + 4 for _, text in row) for row in contents)) + 20
-    made.update_layout(margin={"t": 30, "b": 34, "l": 96, "r": right})
+    made = figure(dark, ROW * len(values) + 64, room={"t": 56, "b": 8, "l": 108, "r": right})
     made.add_heatmap(
         z=np.where(code < 0, len(_TURN), code % len(_TURN)),
         x=np.arange(8),

@@ -22,7 +22,7 @@ def values(
     """A histogram of a tensor, and above it the range of each observer; of the chosen one the grid, where it can be
     drawn. zeros: share of exact zeros, which are not in the counts. ends: by observer. points: of the grid."""
     colours = palette(dark)
-    made = figure(dark, 300, showlegend=False)
+    made = figure(dark, 300, room={"t": 8, "b": 48, "l": 84, "r": 16}, showlegend=False)
     x, y = steps(bins, bins.counts / max(bins.counts.sum(), 1e-12) * 100)
     made.add_scatter(
         x=x, y=y, mode="lines", line={"shape": "hv", "color": colours.float, "width": 1.2}, fill="tozeroy",
@@ -57,7 +57,7 @@ def values(
 def over_bits(found: Curves, chosen: str, dark: bool) -> go.Figure:
     """SQNR (dB) over the bits by observer, the chosen one in colour, beside the line of 6.02 dB per bit."""
     colours = palette(dark)
-    made = figure(dark, 420, hovermode="x unified")
+    made = figure(dark, 420, room={"t": 34, "b": 48, "l": 64, "r": 16}, hovermode="x unified")
     made.add_scatter(
         x=found.bits, y=found.rule, mode="lines", name=f"{PER_BIT:.2f} dB per bit",
         line={"color": colours.muted, "width": 1.5, "dash": "dash"}, hovertemplate="%{y:.1f} dB",
@@ -72,7 +72,7 @@ def over_bits(found: Curves, chosen: str, dark: bool) -> go.Figure:
         )  # fmt: skip
     made.update_xaxes(title_text="bits", dtick=1, range=[found.bits[0] - 0.3, found.bits[-1] + 0.3], zeroline=False)
     made.update_yaxes(title_text=metric("sqnr").axis, zeroline=True)
-    made.update_layout(margin={"t": 34}, uirevision=found.tensor)
+    made.update_layout(uirevision=found.tensor)
     return made
 
 
@@ -80,7 +80,7 @@ def accuracy_over_bits(found: Accuracies, dark: bool) -> go.Figure:
     """Accuracy (%) over the bits with 95 % intervals; grey where it cannot be told from float, whose interval is a
     band."""
     colours, said = palette(dark), metric("accuracy")
-    made = figure(dark, 380)
+    made = figure(dark, 380, room={"t": 34, "b": 48, "l": 64, "r": 16})
     reference = found.reference
     assert reference.accuracy is not None
     assert reference.accuracy_interval is not None
@@ -96,7 +96,6 @@ def accuracy_over_bits(found: Accuracies, dark: bool) -> go.Figure:
         _dots(made, found, told, name, colour, colours)
     made.update_xaxes(title_text="bits of weights and activations", dtick=1, range=ends, zeroline=False)
     made.update_yaxes(title_text=f"{said.axis}, simulated", zeroline=False)
-    made.update_layout(margin={"t": 34})
     return made
 
 

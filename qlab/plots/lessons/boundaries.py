@@ -19,7 +19,7 @@ def chain(layers: Sequence[str], quantized: Sequence[bool], found: Ran | None, d
     """A box for each layer with weights between input and output. found: None draws what was asked for, else what ran
     with the conversions between the boxes."""
     colours, ends = palette(dark), ["input", *layers, "output"]
-    made = figure(dark, 226, showlegend=True, margin={"t": 40, "b": 8, "l": 8, "r": 8})
+    made = figure(dark, 226, room={"t": 40, "b": 8, "l": 8, "r": 8}, showlegend=True)
     made.add_scatter(
         x=[0, len(ends) - 1], y=[0, 0], mode="lines", line={"color": colours.rule, "width": 4}, hoverinfo="skip",
         showlegend=False,
@@ -69,7 +69,7 @@ def speeds(
     """A row for the choice and for each pattern: speed with the quartiles of the turns; what is noise is grey."""
     colours = palette(dark)
     rows = [("your choice", own, own_conversions), *((n, s, conversions[n]) for n, s in patterns.items())]
-    made = figure(dark, 76 + 34 * len(rows), showlegend=False, margin={"t": 8, "b": 44, "r": 120})
+    made = figure(dark, 80 + 34 * len(rows), room={"t": 8, "b": 48, "r": 120}, showlegend=False)
     made.add_vline(x=1, line={"color": colours.float, "dash": "dot", "width": 1.5})
     looks = {"faster": colours.gained, "slower": colours.error, "noise": colours.neutral}
     for row, (name, speed, count) in enumerate(rows):

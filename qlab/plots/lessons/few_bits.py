@@ -11,14 +11,14 @@ from qlab.lessons.few_bits import Cost, Held
 from qlab.metrics import metric
 from qlab.plots.theme import figure, palette
 
-MOST = 1_200  # weights that are drawn, at even distances
+MOST = 400  # weights that are drawn, at even distances
 DASHES = {2: "dot", 3: "dash", 4: "solid"}
 
 
 def read_back(found: Held, dark: bool) -> go.Figure:
     """What both formulas make of the codes, over the float weight; the diagonal is where they should lie."""
     colours = palette(dark)
-    made = figure(dark, 380)
+    made = figure(dark, 380, room={"t": 36, "b": 48, "l": 72, "r": 16})
     floats = found.floats.reshape(-1)
     chosen = np.unique(np.linspace(0, len(floats) - 1, MOST).astype(int))
     ends = [float(floats[chosen].min()), float(floats[chosen].max())]
@@ -37,14 +37,13 @@ def read_back(found: Held, dark: bool) -> go.Figure:
         )  # fmt: skip
     made.update_xaxes(title_text=f"float weight of {found.name}", zeroline=False)
     made.update_yaxes(title_text="weight read from its code", zeroline=True)
-    made.update_layout(margin={"t": 36})
     return made
 
 
 def groups(rows: Sequence[Cost], bits: int, each: str, dark: bool) -> go.Figure:
     """SQNR (dB) over the bits each weight costs, scales included: a line for each width, a point for each size."""
     colours = palette(dark)
-    made = figure(dark, 420)
+    made = figure(dark, 420, room={"t": 36, "b": 48, "l": 64, "r": 24})
     for width in sorted({row.bits for row in rows}):
         line = [row for row in rows if row.bits == width]
         mine = width == bits
@@ -60,7 +59,6 @@ def groups(rows: Sequence[Cost], bits: int, each: str, dark: bool) -> go.Figure:
         )  # fmt: skip
     made.update_xaxes(title_text="stored bits for each weight: code, scales and zero points", zeroline=False)
     made.update_yaxes(title_text=f"{metric('sqnr').axis} of the weight", zeroline=False)
-    made.update_layout(margin={"t": 36, "r": 24})
     return made
 
 

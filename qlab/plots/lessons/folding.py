@@ -21,7 +21,7 @@ def channels(found: Folded, open: bool, dark: bool) -> go.Figure:
     colours = palette(dark)
     count, order = len(found.factor), np.argsort(found.after.codes if open else found.before.codes, kind="stable")
     places = np.arange(count)
-    made = figure(dark, 360, showlegend=True, margin={"t": 44, "b": 48, "r": 16})
+    made = figure(dark, 360, room={"t": 44, "b": 48, "l": 64, "r": 16}, showlegend=True)
     before, after = found.before.codes[order], found.after.codes[order]
     if open:
         gap = np.full(count, np.nan)
@@ -63,7 +63,7 @@ def channels(found: Folded, open: bool, dark: bool) -> go.Figure:
 def ways(sqnr: Mapping[str, float], dark: bool) -> go.Figure:
     """A bar for each place to round at: SQNR of what the ReLU gives."""
     colours, names = palette(dark), list(sqnr)
-    made = figure(dark, 84 + 34 * len(names), showlegend=False, bargap=0.35, margin={"t": 8, "b": 44})
+    made = figure(dark, 88 + 34 * len(names), room={"t": 8, "b": 48, "r": 16}, showlegend=False, bargap=0.35)
     made.add_bar(
         orientation="h", x=list(sqnr.values()), y=list(range(len(names))),
         marker={"color": [colours.quantized, *[colours.wash("quantized", 0.55)] * (len(names) - 1)],

@@ -18,8 +18,7 @@ SYMBOLS = {"tensor": "circle", "channel": "diamond", "group": "triangle-up"}
 def by_channel(every: Mapping[str, Shared], channel: int, dark: bool) -> go.Figure:
     """SQNR of each channel under each granularity; the scaled channel stands on a band."""
     colours = palette(dark)
-    made = figure(dark, 290, showlegend=True)
-    made.update_layout(margin={"t": 34, "b": 48, "l": 72, "r": 16})
+    made = figure(dark, 290, room={"t": 34, "b": 48, "l": 64, "r": 16}, showlegend=True)
     for name in GRANULARITIES:
         heights = every[name].sqnr
         made.add_scatter(
@@ -39,8 +38,7 @@ def by_channel(every: Mapping[str, Shared], channel: int, dark: bool) -> go.Figu
 def by_factor(lines: Mapping[str, NDArray[np.float64]], factor: int, dark: bool) -> go.Figure:
     """SQNR of the other channels over the factor by which one was scaled, for each granularity."""
     colours = palette(dark)
-    made = figure(dark, 290, showlegend=True)
-    made.update_layout(margin={"t": 34, "b": 48, "l": 72, "r": 16})
+    made = figure(dark, 290, room={"t": 34, "b": 48, "l": 64, "r": 16}, showlegend=True)
     for name, heights in lines.items():
         colour = _colour(name, colours)
         made.add_scatter(

@@ -15,8 +15,7 @@ def number_line(found: OnGrid, dark: bool) -> go.Figure:
     """The grid as points on a line, the float value above it, the point it lands on below, and the error between."""
     colours = palette(dark)
     landing, points = found.landing, found.points
-    made = figure(dark, 300, showlegend=True)
-    made.update_layout(margin={"t": 36, "b": 48, "l": 8, "r": 8}, uirevision="grid")
+    made = figure(dark, 300, room={"t": 36, "b": 48, "l": 8, "r": 8}, showlegend=True, uirevision="grid")
     made.add_scatter(
         x=points, y=[0] * len(points), mode="markers" if len(points) > MOST_CODES else "markers+text",
         marker={"color": colours.range, "size": 9 if len(points) <= MOST_CODES else 5, "symbol": "line-ns-open",

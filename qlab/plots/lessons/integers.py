@@ -32,7 +32,7 @@ def landing(one: OneNumber, dark: bool, *, with_float: bool) -> go.Figure:
         )
     places = [at for _, at, *_ in marks]
     low, high = math.floor(min(places)) - 3, math.ceil(max(places)) + 3
-    made = figure(dark, 250, showlegend=True, margin={"t": 34, "b": 48, "l": 8, "r": 8})
+    made = figure(dark, 250, room={"t": 34, "b": 48, "l": 8, "r": 8}, showlegend=True)
     codes = np.arange(low, high + 1)
     made.add_scatter(
         x=codes, y=[0] * len(codes), mode="markers", showlegend=False, hoverinfo="skip",

@@ -25,7 +25,10 @@ def kernels(products: Sequence[Product], modes: Mapping[str, InMode] | None, cho
     """
     colours, rows = palette(dark), list(range(len(products)))
     row = TALL if len(products) <= MANY else LOW
-    made = figure(dark, 104 + row * len(products), showlegend=modes is not None, bargap=0.25, barmode="overlay")
+    made = figure(
+        dark, 108 + row * len(products), room={"t": 56, "b": 48, "r": 16}, showlegend=modes is not None, bargap=0.25,
+        barmode="overlay",
+    )  # fmt: skip
     made.add_bar(
         orientation="h", x=[p.macs for p in products], y=rows, marker={"color": colours.float, "line": {"width": 0}},
         hovertext=[f"{p.layer}, {p.op}: {large_count(p.macs)} multiplications" for p in products],
@@ -36,7 +39,6 @@ def kernels(products: Sequence[Product], modes: Mapping[str, InMode] | None, cho
         title_text="multiplications for one sample", domain=[0, 0.52], rangemode="tozero", nticks=5, tickformat="~s"
     )
     made.update_layout(
-        margin={"t": 56, "b": 44},
         legend={"y": 1, "yref": "container", "yanchor": "top"},
         xaxis2={
             "domain": [0.56, 1], "side": "top", "tickvals": list(range(len(MODE_NAMES))), "range": [-0.5, 2.5],
@@ -87,7 +89,7 @@ def costs(found: Modes, timing: Timing, dark: bool) -> go.Figure:
     colours = palette(dark)
     names = ["float", *MODE_NAMES.values()]
     looks = [colours.float, *[colours.quantized] * len(MODE_NAMES)]
-    made = figure(dark, 250, showlegend=False, margin={"t": 30, "b": 48, "r": 24}, bargap=0.45)
+    made = figure(dark, 250, room={"t": 30, "b": 48, "r": 24}, showlegend=False, bargap=0.45)
     panels = {"": (0, 0.28), "2": (0.36, 0.64), "3": (0.72, 1)}
     for axis, domain in panels.items():
         made.update_layout({f"xaxis{axis}": {"domain": list(domain), "nticks": 5}})

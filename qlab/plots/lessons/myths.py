@@ -17,7 +17,10 @@ def claim_bars(found: Bars, dark: bool) -> go.Figure:
     A mark is an upright line through all bars with its name above.
     """
     colours = palette(dark)
-    made = figure(dark, 92 + ROW * len(found.bars) + (18 if found.mark else 0), showlegend=False, bargap=0.35)
+    above = 26 if found.mark else 8
+    made = figure(
+        dark, 84 + above + ROW * len(found.bars), room={"t": above, "b": 48, "r": 16}, showlegend=False, bargap=0.35
+    )
     made.add_bar(
         orientation="h", x=[bar.value for bar in found.bars], y=list(range(len(found.bars))),
         marker={"color": [getattr(colours, bar.ink) for bar in found.bars], "line": {"width": 0}},
@@ -37,7 +40,6 @@ def claim_bars(found: Bars, dark: bool) -> go.Figure:
             x=found.mark[0], y=1.0, yref="paper", yanchor="bottom", showarrow=False, text=found.mark[1],
             font={"color": colours.float},
         )  # fmt: skip
-        made.update_layout(margin={"t": 26})
     made.update_xaxes(title_text=found.axis, range=[min(0.0, *ends) * 1.1, high * (1 + TEXT_ROOM)])
     name_rows(made, [bar.label for bar in found.bars])
     return made

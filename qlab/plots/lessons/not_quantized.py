@@ -26,7 +26,7 @@ def strip(rows: Sequence[LedgerRow], asked: str, dark: bool, *, told: bool) -> g
     }  # fmt: skip
     states, few = [state_of(row.cause) for row in rows], len(rows) <= WIDE
     named = [i for i, row in enumerate(rows) if few or OP_TYPES[row.op].role == "weighted"]
-    made = figure(dark, 150, showlegend=told, margin={"t": 30, "b": 40, "l": 8, "r": 8})
+    made = figure(dark, 156, room={"t": 30, "b": 46, "l": 8, "r": 8}, showlegend=told)
     for state, colour in fill.items() if told else [("", colours.wash("neutral", 0.12))]:
         own = [i for i, one in enumerate(states) if one == state or not told]
         if own:
@@ -55,7 +55,7 @@ def code_counts(codes: NDArray[np.int64], counts: NDArray[np.int64], dark: bool)
     """How many weights stand on each code, on a scale of powers of ten. codes, counts: [levels]."""
     colours = palette(dark)
     taken = counts > 0
-    made = figure(dark, 270, showlegend=False, bargap=0.05, margin={"t": 24, "b": 48, "l": 64, "r": 8})
+    made = figure(dark, 270, room={"t": 24, "b": 48, "l": 72, "r": 8}, showlegend=False, bargap=0.05)
     made.add_bar(
         x=codes[taken], y=counts[taken], marker={"color": colours.quantized, "line": {"width": 0}},
         hovertemplate="code %{x}: %{y:,} weights<extra></extra>",

@@ -20,8 +20,7 @@ def values_alone(found: Looked, tail: Tail, dark: bool) -> go.Figure:
     """The values as a histogram, counts by powers of ten, with the ends of what there is."""
     colours = palette(dark)
     bins = found.values.bins(found.window)
-    made = figure(dark, 300, showlegend=False)
-    made.update_layout(margin={"t": 30, "b": 48, "l": 72, "r": 16})
+    made = figure(dark, 300, room={"t": 30, "b": 48, "l": 72, "r": 16}, showlegend=False)
     x, y = steps(bins, scaled(bins.counts, True))
     made.add_scatter(
         x=x, y=y, mode="lines", line={"shape": "hv", "width": 1.4, "color": colours.float}, fill="tozeroy",
@@ -56,8 +55,7 @@ def under_observers(found: Looked, every: Mapping[str, Ranged], chosen: str, dar
 def by_bits(bits: Sequence[int], every: Sequence[Mapping[str, Ranged]], chosen: str, dark: bool) -> go.Figure:
     """SQNR over bits for each observer: of all values on the left, of the ordinary ones on the right."""
     colours = palette(dark)
-    made = figure(dark, 320)
-    made.update_layout(margin={"t": 56, "b": 48, "l": 8, "r": 8})
+    made = figure(dark, 320, room={"t": 56, "b": 48, "l": 64, "r": 16})
     for place, part, title in (("", "error", "all values"), ("2", "ordinary", "the ordinary values alone")):
         for number, name in enumerate(every[0]):
             made.add_scatter(
@@ -81,8 +79,7 @@ def by_bits(bits: Sequence[int], every: Sequence[Mapping[str, Ranged]], chosen: 
 def by_samples(found: Learned, chosen: str, dark: bool) -> go.Figure:
     """Ranges over the number of calibration samples, under them the share of unseen values that they clip."""
     colours = palette(dark)
-    made = figure(dark, 430)
-    made.update_layout(margin={"t": 34, "b": 48, "l": 8, "r": 8})
+    made = figure(dark, 430, room={"t": 34, "b": 48, "l": 72, "r": 16})
     gap = [COUNTS[-1], None]
     made.add_scatter(
         x=[COUNTS[0], *gap, COUNTS[0], COUNTS[-1]],

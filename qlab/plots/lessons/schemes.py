@@ -19,8 +19,9 @@ def two_grids(found: Schemes, dark: bool, told: bool) -> go.Figure:
     told: codes that no value takes are grey, and the SQNR of each grid stands beside it.
     """
     colours = palette(dark)
-    made = figure(dark, 400, showlegend=told)
-    made.update_layout(margin={"t": 34, "b": 52, "l": 92, "r": 92}, legend={"traceorder": "normal"})
+    made = figure(
+        dark, 400, room={"t": 34, "b": 52, "l": 92, "r": 92}, showlegend=told, legend={"traceorder": "normal"}
+    )
     x, y = steps(found.bins, found.bins.counts)
     made.add_scatter(
         x=x, y=y, mode="lines", name="values", line={"shape": "hv", "width": 1.4, "color": colours.float},
@@ -38,10 +39,10 @@ def two_grids(found: Schemes, dark: bool, told: bool) -> go.Figure:
     room = 0.02 * (high - low)
     made.update_layout(
         yaxis={"domain": [0.44, 1], "range": [0, top], "title": {"text": "values per bin"}, "nticks": 4,
-               "exponentformat": "SI", "automargin": False},
+               "exponentformat": "SI"},
         yaxis2=_rows("affine", 0.22), yaxis3=_rows("symmetric", 0.0),
         xaxis={"title": {"text": "value"}, "range": [low - room, high + room], "anchor": "y3", "zeroline": False,
-               "showgrid": False, "automargin": False},
+               "showgrid": False},
     )  # fmt: skip
     # Over the histogram alone: below it would strike out the codes that stand at 0.
     made.add_shape(type="line", x0=0, x1=0, y0=0, y1=1, yref="y domain", line={"color": colours.muted, "dash": "dot"})
@@ -51,7 +52,7 @@ def two_grids(found: Schemes, dark: bool, told: bool) -> go.Figure:
 def _rows(name: str, bottom: float) -> dict[str, object]:
     return {
         "domain": [bottom, bottom + 0.16], "range": [-1.4, 0.9], "tickvals": [0], "ticktext": [name], "ticks": "",
-        "showgrid": False, "zeroline": False, "anchor": "x", "automargin": False,
+        "showgrid": False, "zeroline": False, "anchor": "x",
     }  # fmt: skip
 
 
@@ -110,8 +111,7 @@ def terms(found: Sums, dark: bool) -> go.Figure:
         (f"+ {found.K} · zx · zw", found.both, colours.neutral, "once, ahead"),
         ("sum", found.total, colours.quantized, "what counts"),
     ]
-    made = figure(dark, 300, showlegend=False, bargap=0.35)
-    made.update_layout(margin={"t": 8, "b": 48, "l": 8, "r": 8})
+    made = figure(dark, 300, room={"t": 8, "b": 48, "r": 8}, showlegend=False, bargap=0.35)
     made.add_bar(
         x=[value for _, value, _, _ in rows], y=list(range(len(rows))), orientation="h",
         marker={"color": [colour for _, _, colour, _ in rows]}, textposition="outside", cliponaxis=False,

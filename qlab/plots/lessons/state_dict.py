@@ -26,7 +26,7 @@ def corners(write: Write, dark: bool, *, told: bool) -> go.Figure:
         ("state_dict() after", write.after if told else nothing, "?"),
     ]
     width, gap = 0.31, 0.035
-    made = figure(dark, 210, showlegend=False, margin={"t": 30, "b": 44, "l": 48, "r": 8})
+    made = figure(dark, 214, room={"t": 30, "b": 48, "l": 48, "r": 8}, showlegend=False)
     for place, (title, values, otherwise) in enumerate(panels):
         start = place * (width + gap)
         axis = str(place + 1) if place else ""
@@ -86,7 +86,7 @@ def _write(made: go.Figure, corner: NDArray[np.float64], axis: str, dark: bool) 
 def outputs(before: NDArray[np.float64], after: NDArray[np.float64], dark: bool) -> go.Figure:
     """What each channel of the layer gives for one input, before the write and after it. before, after: [O]."""
     colours = palette(dark)
-    made = figure(dark, 250, showlegend=True, margin={"t": 34, "b": 48, "l": 64, "r": 8})
+    made = figure(dark, 250, room={"t": 34, "b": 48, "l": 72, "r": 8}, showlegend=True)
     for values, name, colour, symbol, size in (
         (before, "output before", colours.neutral, "circle-open", 15),
         (after, "output after", colours.quantized, "diamond", 8),

@@ -14,7 +14,10 @@ def staircase(found: Staircase, weight: Step, slopes: bool, dark: bool) -> go.Fi
     """Above, what fake quantization makes of each value, and the weight that is looked at; below, with slopes, the
     true slope and the one autograd is given. What is clipped is shaded; jumps of the true slope are left out."""
     colours = palette(dark)
-    made = figure(dark, 500 if slopes else 300, showlegend=True, uirevision="staircase")
+    made = figure(
+        dark, 500 if slopes else 300, room={"t": 84 if slopes else 36, "b": 48, "l": 64, "r": 16}, showlegend=True,
+        uirevision="staircase",
+    )  # fmt: skip
     made.add_scatter(
         x=found.x, y=found.x, mode="lines", name="without rounding", hoverinfo="skip",
         line={"color": colours.float, "width": 1.5, "dash": "dot"},
@@ -51,7 +54,6 @@ def staircase(found: Staircase, weight: Step, slopes: bool, dark: bool) -> go.Fi
     made.update_xaxes(title_text="weight before rounding (shaded: clipped)", range=[first, last], zeroline=False,
                       anchor="y2" if slopes else "y")  # fmt: skip
     made.update_layout(
-        margin={"t": 84 if slopes else 36},
         yaxis={"domain": list(UPPER) if slopes else [0, 1], "title": {"text": "weight after rounding"}, "nticks": 6},
     )
     if slopes:

@@ -18,7 +18,7 @@ def number(text: str) -> float:
 
 @pytest.fixture
 def page(open_page):
-    at = open_page("few_bits", query={"weight": "outlier_mlp/fc2"})
+    at = open_page("few_bits", query=dict.fromkeys(("weight", "read_weight", "group_weight"), "outlier_mlp/fc2"))
     assert not at.exception
     return at
 
@@ -68,7 +68,7 @@ def test_the_sum_with_the_zero_point_ruins_the_weights_and_only_where_it_is_not_
     (picture,) = [c for c in charts(page) if any(t.get("name") == WRONG for t in c["data"])]
     lines = {t["name"]: np.array(array(t["y"])) - np.array(array(t["x"])) for t in picture["data"][1:]}
     assert np.median(lines[WRONG]) > 10 * abs(lines[RIGHT]).max()
-    choose(page, "scheme", "symmetric")
+    choose(page, "read_scheme", "symmetric")
     assert "As you said: **the same weights.**" in texts(page, "success")
     assert figures(page)[RIGHT] == figures(page)[WRONG]
 
@@ -82,7 +82,7 @@ def test_what_is_added_has_to_be_the_value_of_code_zero() -> None:
 def test_smaller_groups_are_closer_and_cost_more(page) -> None:
     choose(page, "groups", "one")
     for scheme, each, extra in (("affine", "32", 1.25), ("symmetric", "32", 1.0), ("symmetric", "16", 2.0)):
-        choose(page, "scheme", scheme)
+        choose(page, "group_scheme", scheme)
         choose(page, "each", each)
         assert f"{extra:.2f} bits more" in texts(page, "success", "warning")
         picture = charts(page)[-1]

@@ -77,8 +77,8 @@ def test_the_answer_is_hidden_and_the_channels_are_drawn_before_the_guess(page) 
 
 
 def test_every_channel_but_the_scaled_one_is_better_off_with_a_scale_of_its_own(page) -> None:
-    page.session_state["learn_granularity_tabs"] = "Each channel"
     page.button_group(key="learn_granularity_guess").set_value("much").run()
+    page.button_group(key="learn_granularity_view").set_value("channels").run()
     lines = {trace["name"]: np.array(array(trace["y"])) for trace in charts(page)[1]["data"]}
     gained = lines["per channel"] - lines["per tensor"]
     assert np.all(np.delete(gained, 3) > 12)

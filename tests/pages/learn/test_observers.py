@@ -83,13 +83,12 @@ def test_the_ranges_are_hidden_before_the_guess_and_the_values_are_not(page) -> 
     assert "codes of min_max" in texts(page, "info")
 
 
-@pytest.mark.parametrize("tab", ["All observers", "Every number of bits"])
-def test_every_tab_shows_all_observers(page, tab) -> None:
+@pytest.mark.parametrize("view", ["table", "bits"])
+def test_every_view_shows_all_observers(page, view) -> None:
     opened(page)
-    page.session_state["learn_observers_tabs"] = tab
-    page.run()
+    page.button_group(key="learn_observers_view").set_value(view).run()
     assert not page.exception
-    if tab == "All observers":
+    if view == "table":
         assert all(f"| {name} |" in texts(page, "markdown") for name in observers.OBSERVERS)
     else:
         lines = [trace for trace in charts(page)[0]["data"] if trace.get("xaxis") == "x"]
