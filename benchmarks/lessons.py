@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from qlab.ui.curriculum import LESSONS
 from tests.browser.serve import CHROMIUM, CHROMIUM_ARGS, QUIET, start_server, stop_server
 
-CONTROLS = '[data-testid="stSlider"], [data-testid="stButtonGroup"], [data-testid="stCheckbox"]'
+CONTROLS = ", ".join(f'[data-testid="{name}"]' for name in ("stSlider", "stButtonGroup", "stCheckbox", "stSelectbox"))
 TURNS = 5
 # From the first event on: until the script is idle and nothing that is drawn changes any more. The last change counts.
 # Looking at the text and the paths themselves would take the browser more time than drawing them.
@@ -97,12 +97,20 @@ def _reaction(page: Any, key: str) -> float | None:
     if not box.count() or not box.is_visible() or box.locator(CONTROLS).count() != 1 or "guess" in key:
         return None
     slider, options = box.locator("input[type=range]"), box.locator('[role="radio"], [data-testid*="segmented"]')
+    menu, entries = box.locator('[data-testid="stSelectbox"] input'), page.locator('[role="listbox"] [role="option"]')
     times = []
     for turn in range(TURNS + 1):
+        if menu.count():
+            menu.focus()
+            page.keyboard.press("ArrowDown")
+            entries.first.wait_for()
+            page.wait_for_timeout(200)
         page.evaluate(WATCH)
         if slider.count():
             slider.last.focus()
             page.keyboard.press("ArrowRight" if turn % 4 < 2 else "ArrowLeft")
+        elif menu.count():
+            entries.nth((turn + 1) % min(2, entries.count())).click()
         elif options.count():
             options.nth((turn + 1) % options.count()).click()
         else:

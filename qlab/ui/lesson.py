@@ -4,6 +4,10 @@ from qlab.ui import lesson
 
 def draw(page: lesson.Lesson) -> None:
     page.header("How does a number land on a grid?", "One sentence: what is seen and what to try.", terms=("scale",))
+    page.part(rounding)
+    page.yours("lab", "distributions", "Distributions", "The same on the tensors of your own model.")
+
+def rounding(page: lesson.Lesson) -> None:
     with page.controls():
         bits = page.slider("bits", "Bits", 2, 8, 4, help="Fewer bits: fewer grid points.")
     guess = page.predict("How large can the error get?", {"half": "half a step", "whole": "a whole step"})
@@ -11,7 +15,6 @@ def draw(page: lesson.Lesson) -> None:
         ...charts and figures, computed now...
         guess.told("half", "The largest error of all values is 0.50 steps.")
         page.notice("...")
-    page.yours("lab", "distributions", "Distributions", "The same on the tensors of your own model.")
 
 lesson.show("grid", draw)
 """
@@ -106,7 +109,7 @@ class Lesson:
         st.fragment(body)()
 
     def section(self, title: str) -> None:
-        """The second or third experiment of a lesson."""
+        """The title of the second or third experiment of a lesson."""
         st.subheader(title, anchor=False)
 
     def text(self, text: str) -> None:
