@@ -66,13 +66,18 @@ def _lesson(page: Any, url: str, slug: str) -> Iterator[Row]:
     page.goto(f"{url}/{slug}")
     page.locator(f".st-key-learn_{slug}_footer").wait_for(timeout=60_000)
     _settle(page)
+    closed = page.get_by_role("button", name="Show without a guess")
+    # The browser loads the code of a button when it first draws one, after the box it stands in.
+    if asked := page.locator(f'[class*="st-key-learn_{slug}_"][class*="_box"]').count():
+        closed.nth(asked - 1).wait_for()
     shown = time.perf_counter() - begun
-    page.wait_for_timeout(500)  # what is drawn takes a moment to become a button one can press
     answers = 0.0
-    while (closed := page.get_by_role("button", name="Show without a guess")).count():
+    while closed.count():
         pressed = time.perf_counter()
         closed.first.click()
+        asked -= 1
         _settle(page)
+        closed.nth(asked).wait_for(state="detached")
         answers += time.perf_counter() - pressed
     yield Row(
         f"lesson {slug}: first visit to a new server, with all answers", f"{shown + answers:.1f} s", "≤ 10 s",

@@ -21,6 +21,7 @@ WORTH = {"none": "next to nothing", "three": "about 3 dB", "six": "about 6 dB", 
 DECIBEL = {"none": 0.0, "three": 3.0, "six": 6.0, "twelve": 12.0}
 ENOUGH = {str(n): f"{n} bits" for n in lesson_bits.NETWORK_BITS} | {"more": "more than 8 bits"}
 START = {"conv_digits": "block2.relu", "residual_digits": "layer2.0.relu", "outlier_mlp": "fc2.weight"}
+VIEWS = {"over_bits": "SQNR over the bits", "values": "Values and ranges"}
 TOGETHER = 0.5  # dB within which two observers are said to do the same
 
 
@@ -62,10 +63,21 @@ def one_tensor(page: lesson.Lesson) -> None:
             "bits", "Bits", found.bits[0], found.bits[-1], 4, width=160,
             help="Draws the ranges and the figures at this width.",
         )  # fmt: skip
-    bins, zeros = lesson_bits.histogram(name, tensor)
-    ends = {o: row.ends(bits) for o, row in found.rows.items()}
-    page.chart(pictures.values(bins, zeros, ends, observer, 2**bits, tensor, widgets.dark()), "values")
-    signal(page, found, observer, bits)
+    first, last = found.many[0], found.many[-1]
+    guess = page.predict(
+        f"Between {first} and {last} bits, with {observer}: how much SQNR does each bit taken away cost?", WORTH
+    )
+    view = "values"
+    if guess.open:
+        view = page.choice("view", "Show", VIEWS, "over_bits", help="Two looks at the same tensor and ranges.")
+    if view == "over_bits":
+        page.chart(pictures.over_bits(found, observer, widgets.dark()), "over_bits")
+    else:
+        bins, zeros = lesson_bits.histogram(name, tensor)
+        ends = {o: one.ends(bits) for o, one in found.rows.items()}
+        page.chart(pictures.values(bins, zeros, ends, observer, 2**bits, tensor, widgets.dark()), "values")
+    if guess.open:
+        signal(page, guess, found, observer, bits)
 
 
 def first_of(name: str) -> str:
@@ -74,20 +86,16 @@ def first_of(name: str) -> str:
     return START[name] if START.get(name) in known else next(iter(known))
 
 
-def signal(page: lesson.Lesson, found: lesson_bits.Curves, observer: str, bits: int) -> None:
+def signal(
+    page: lesson.Lesson, guess: lesson.Guess, found: lesson_bits.Curves, observer: str, bits: int
+) -> None:  # fmt: skip
     row, (first, last) = found.rows[observer], (found.many[0], found.many[-1])
-    guess = page.predict(
-        f"Between {first} and {last} bits, with {observer}: how much SQNR does each bit taken away cost?", WORTH
-    )
-    if not guess.open:
-        return
     many, few = row.slope(found.many), row.slope(found.few)
     guess.told(
         min(DECIBEL, key=lambda key: abs(DECIBEL[key] - many)),
         f"Fitted to what was computed at {first} to {last} bits: {many:.2f} dB per bit. Rounding alone gives "
         f"{lesson_bits.PER_BIT:.2f}.",
     )
-    page.chart(pictures.over_bits(found, observer, widgets.dark()), "over_bits")
     error = row.at(bits)
     lost = None if bits == found.bits[0] else error.sqnr - row.at(bits - 1).sqnr
     widgets.figures(

@@ -28,18 +28,8 @@ def draw(page: lesson.Lesson) -> None:
         explain=EXPLAIN,
         terms=("batch norm", "folding", "fusing", "per tensor", "per channel", "SQNR"),
     )
-    with page.controls():
-        network = page.select(
-            "network", "Network", folding.NETWORKS, "conv_digits", help="Shows this sample network.", width=220
-        )
-        units = {layer: layer for layer in folding.units(network)}
-        first = next(iter(units))
-        layer = page.select(
-            "layer", "Convolution", units, first, help="Each of these has a BatchNorm and a ReLU behind it.", width=200
-        )
-        bits = page.slider("bits", "Bits of the weights", 3, 8, 8, help="Fewer bits: fewer codes for all channels.")
-    folded(page, network, layer, bits)
-    fused(page, network, layer)
+    page.part(folded)
+    page.part(fused)
     page.yours(
         "lab", "distributions", "Distributions",
         "The channels of a folded layer, if it has one: choose a per-channel scheme there and compare.",
@@ -47,7 +37,23 @@ def draw(page: lesson.Lesson) -> None:
     )  # fmt: skip
 
 
-def folded(page: lesson.Lesson, network: str, layer: str, bits: int) -> None:
+def unit(page: lesson.Lesson, prefix: str = "") -> tuple[str, str]:
+    """Controls for a network and one of its convolutions. prefix: of the settings' names."""
+    network = page.select(
+        f"{prefix}network", "Network", folding.NETWORKS, "conv_digits", help="Shows this sample network.", width=220
+    )
+    units = {layer: layer for layer in folding.units(network)}
+    layer = page.select(
+        f"{prefix}layer", "Convolution", units, next(iter(units)), width=200,
+        help="Each of these has a BatchNorm and a ReLU behind it.",
+    )  # fmt: skip
+    return network, layer
+
+
+def folded(page: lesson.Lesson) -> None:
+    with page.controls():
+        network, layer = unit(page)
+        bits = page.slider("bits", "Bits of the weights", 3, 8, 8, help="Fewer bits: fewer codes for all channels.")
     with st.spinner("Reading the network as it is in its file, and folding it"):
         found = folding.folded(network, layer, bits)
     before, after = found.before, found.after
@@ -108,9 +114,10 @@ def notice(found: folding.Folded, same: folding.Outputs) -> str:
     )
 
 
-def fused(page: lesson.Lesson, network: str, layer: str) -> None:
+def fused(page: lesson.Lesson) -> None:
     page.section("What does it save to fuse?")
     with page.controls("fusing"):
+        network, layer = unit(page, "fused_")
         bits = page.slider("activation_bits", "Bits of the activations", 3, 8, 8, help="Of every grid on the way.")
     page.text(
         f"The values of `{layer}` pass through BatchNorm and ReLU. Run one by one on integers, each of the three has "

@@ -107,7 +107,7 @@ def train(page: lesson.Lesson) -> None:
         page.chart(accuracy_dots(dots, widgets.dark()), "dots")
     if guess.open and trained.epoch and not going:
         told(page, guess, setting, trained)
-    weights(page, trained)
+    page.part(weights, trained)
     page.yours(
         "lab", "training", "Training (QAT)", "The same bits on your own network, with loss, ranges and codes live.",
         mapping=ste.mapping(*setting[1:]),

@@ -15,7 +15,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 FONT = '"Source Sans", "Source Sans 3", "Source Sans Pro", sans-serif'
-LETTER = 6.8  # pixels, of a letter of the ticks
+LETTER = 6.2  # pixels, of a letter of the ticks
 _TAG = re.compile("<[^>]+>")
 MONO = '"Source Code", "Source Code Pro", ui-monospace, monospace'
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from qlab.lessons import bits as lesson_bits
 from qlab.metrics import MINUS
 from tests.pages.elements import array, button, charts, figures, texts
 
@@ -68,6 +69,15 @@ def test_a_fixed_share_that_is_clipped_makes_more_bits_worthless_and_the_answer_
     assert "It is: **next to nothing" in texts(opened, "warning")
     opened.slider(key="learn_bits_bits").set_value(16).run()
     assert number(figures(opened)["Of the error, clipping makes"].removeprefix("> ")) > 99
+
+
+def test_the_values_and_the_ranges_can_be_seen_with_the_answer(opened) -> None:
+    assert len(charts(opened)) == 1
+    opened.button_group(key="learn_bits_view").set_value("values").run()
+    (picture,) = charts(opened)
+    ends = {trace["name"]: array(trace["x"]) for trace in picture["data"] if trace.get("name") in lesson_bits.OBSERVERS}
+    assert set(ends) == set(lesson_bits.OBSERVERS)
+    assert ends["percentile"][1] < ends["min_max"][1]
 
 
 def test_accuracy_is_flat_and_then_falls_off(page) -> None:
