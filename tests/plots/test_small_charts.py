@@ -8,7 +8,7 @@ import pytest
 from qlab.plots.accuracy import Dot, accuracy_dots
 from qlab.plots.channels import MOST_BARS, SUFFERS, Channels, channel_figure
 from qlab.plots.layers import shorten, sqnr_bars
-from qlab.plots.theme import DARK, LIGHT, empty, palette, template
+from qlab.plots.theme import DARK, LIGHT, empty, enlarge, figure, name_rows, palette, template
 
 both_themes = pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 
@@ -46,6 +46,19 @@ def test_the_template_leaves_the_background_to_the_page(dark):
 
 def test_a_wash_is_the_same_colour_seen_through():
     assert LIGHT.wash("float", 0.25) == "rgba(0,114,178,0.25)"
+
+
+def test_a_figure_that_knows_its_margins_keeps_plotly_from_looking_for_them_until_its_letters_grow():
+    made = figure(False, 300, room={"t": 8, "b": 48, "r": 16})
+    assert made.layout.template.layout.xaxis.automargin is False
+    name_rows(made, ["short", "<b>a much longer name</b>"])
+    longest = made.layout.margin.l
+    assert longest > len("a much longer name") * 5
+    name_rows(made, ["short"])
+    assert made.layout.margin.l < longest
+    enlarge(made, False, 1.5)
+    assert made.layout.template.layout.xaxis.automargin is True
+    assert figure(False, 300).layout.template.layout.yaxis.automargin is True
 
 
 def test_an_empty_figure_says_why():
