@@ -20,6 +20,8 @@ values; with two or three bits it is not.
 WORTH = {"none": "next to nothing", "three": "about 3 dB", "six": "about 6 dB", "twelve": "about 12 dB"}
 DECIBEL = {"none": 0.0, "three": 3.0, "six": 6.0, "twelve": 12.0}
 ENOUGH = {str(n): f"{n} bits" for n in lesson_bits.NETWORK_BITS} | {"more": "more than 8 bits"}
+NETWORKS = {name: name for name in lesson_bits.SAMPLES}
+OBSERVERS = {name: name for name in lesson_bits.OBSERVERS}
 START = {"conv_digits": "block2.relu", "residual_digits": "layer2.0.relu", "outlier_mlp": "fc2.weight"}
 VIEWS = {"over_bits": "SQNR over the bits", "values": "Values and ranges"}
 TOGETHER = 0.5  # dB within which two observers are said to do the same
@@ -45,7 +47,7 @@ def draw(page: lesson.Lesson) -> None:
 def one_tensor(page: lesson.Lesson) -> None:
     with page.controls():
         name = page.select(
-            "network", "Network", {n: n for n in lesson_bits.SAMPLES}, lesson_bits.SAMPLES[0], width=170,
+            "network", "Network", NETWORKS, lesson_bits.SAMPLES[0], width=170,
             help="The sample network that the tensor is of.",
         )  # fmt: skip
         known = lesson_bits.tensors(name)
@@ -55,7 +57,7 @@ def one_tensor(page: lesson.Lesson) -> None:
             help="Whose values are put on grids: weights have up to 8 bits here, activations up to 16.",
         )  # fmt: skip
         observer = page.choice(
-            "observer", "Observer", {o: o for o in lesson_bits.OBSERVERS}, "min_max",
+            "observer", "Observer", OBSERVERS, "min_max",
             help="How the range is chosen: all values, the least squared error, or all but a few of the values.",
         )  # fmt: skip
         found = lesson_bits.curves(name, tensor)
@@ -153,13 +155,12 @@ def network(page: lesson.Lesson) -> None:
     page.section("And when does the network mind?")
     with page.controls("network"):
         name = page.select(
-            "whole", "Network", {n: n for n in lesson_bits.SAMPLES}, lesson_bits.SAMPLES[0], width=170,
+            "whole", "Network", NETWORKS, lesson_bits.SAMPLES[0], width=170,
             help="The sample network whose accuracy is measured.",
         )  # fmt: skip
         observer = page.choice(
-            "rule", "Observer", {o: o for o in lesson_bits.OBSERVERS}, "min_max",
-            help="How the ranges of all its tensors are chosen.",
-        )  # fmt: skip
+            "rule", "Observer", OBSERVERS, "min_max", help="How the ranges of all its tensors are chosen."
+        )
     said, reference = metric("accuracy"), sample(name).float_evaluation
     page.text(
         f"Now all weights of {name} (per channel) and all its activations (per tensor) get the same number of bits, "

@@ -82,8 +82,7 @@ def answer(
         "most" if share > 0.5 else "some" if share >= 0.2 else "few",
         f"They use {widest.levels_used} of the {widest.levels} codes of min_max.",
     )
-    outliers, distance, kept = settings
-
+    moved, distance, kept = settings
     view = page.choice("view", "Show", VIEWS, "ranges", help="Three looks at the same values and ranges.")
     if view == "ranges":
         page.chart(under_observers(found, every, chosen, widgets.dark()), "ranges")
@@ -91,7 +90,7 @@ def answer(
         page.text(table(every))
     else:
         with st.spinner("Ranging at every number of bits"):
-            lines = [observers.ranged(outliers, distance, b, kept) for b in observers.BITS]
+            lines = [observers.ranged(moved, distance, b, kept) for b in observers.BITS]
         page.chart(by_bits(observers.BITS, lines, chosen, widgets.dark()), "curve")
     error = one.error
     widgets.figures(
@@ -106,7 +105,7 @@ def answer(
              "Codes that at least one of the values that were not moved takes."),
         ]
     )  # fmt: skip
-    page.notice(who_wins(every, outliers))
+    page.notice(who_wins(every, moved))
 
 
 def who_wins(every: Mapping[str, Ranged], outliers: int) -> str:

@@ -15,9 +15,9 @@ from typing import Any
 import plotly.graph_objects as go
 
 FONT = '"Source Sans", "Source Sans 3", "Source Sans Pro", sans-serif'
-LETTER = 6.2  # pixels, of a letter of the ticks
-_TAG = re.compile("<[^>]+>")
 MONO = '"Source Code", "Source Code Pro", ui-monospace, monospace'
+LETTER = 6.2  # pixels that a letter of a tick takes, on average
+_TAG = re.compile("<[^>]+>")
 
 
 @dataclass(frozen=True)
